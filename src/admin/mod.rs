@@ -1,0 +1,3 @@
+//! For operators: HTTP endpoints.
+
+pub mod http;

@@ -1,0 +1,184 @@
+-- The SQL interface of pgtenant: schema pgtenant, owned by a role that nobody logs in as.
+--
+-- Idempotent: run again, it upgrades in place. Runs in one transaction.
+--
+-- How it is safe:
+--   * The context arrives in the setting pgtenant.seal, which any client may overwrite; what counts is its
+--     HMAC-SHA-256, made by the proxy with a key that only the functions below can read, for one server process
+--     and for at most a minute. Whatever else is put there is refused (42501).
+--   * The key is not in the functions' text, which everyone can read in pg_proc, but in a table without grants.
+--   * SECURITY DEFINER with a fixed search_path: no operator or function of the caller's is ever run.
+--   * STABLE, never IMMUTABLE: a cached plan must not keep one organization's id for the next. PARALLEL RESTRICTED:
+--     the check runs in the leader, whose process id the seal names.
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pgtenant_owner') THEN
+        CREATE ROLE pgtenant_owner NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION NOINHERIT;
+    END IF;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN
+    NULL; -- another database's installation made it at the same moment
+END
+$$;
+
+CREATE SCHEMA IF NOT EXISTS pgtenant;
+ALTER SCHEMA pgtenant OWNER TO pgtenant_owner;
+REVOKE ALL ON SCHEMA pgtenant FROM PUBLIC;
+COMMENT ON SCHEMA pgtenant IS 'Tenant context of pgtenant: who the current query runs for.';
+
+-- HMAC's two pads (RFC 2104) instead of the key, computed once.
+CREATE TABLE IF NOT EXISTS pgtenant.seal_keys (
+    kid       text PRIMARY KEY,
+    inner_pad bytea NOT NULL CHECK (pg_catalog.octet_length(inner_pad) = 64),
+    outer_pad bytea NOT NULL CHECK (pg_catalog.octet_length(outer_pad) = 64),
+    installed timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+ALTER TABLE pgtenant.seal_keys OWNER TO pgtenant_owner;
+REVOKE ALL ON pgtenant.seal_keys FROM PUBLIC;
+COMMENT ON TABLE pgtenant.seal_keys IS 'Keys that check seals. Readable by the check alone; the newest row is not special.';
+
+CREATE TABLE IF NOT EXISTS pgtenant.interface (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version  integer NOT NULL,
+    id_type  text NOT NULL
+);
+ALTER TABLE pgtenant.interface OWNER TO pgtenant_owner;
+REVOKE ALL ON pgtenant.interface FROM PUBLIC;
+COMMENT ON TABLE pgtenant.interface IS 'Which version of this interface is installed, and the type of tenant ids.';
+
+-- Whose rows: the organization of the current context. Raises 42501 without one.
+CREATE OR REPLACE FUNCTION pgtenant.organization_id() RETURNS {id_type}
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+{verify_declare}
+BEGIN
+{verify}
+    RETURN split_part(seal, E'\n', 6)::{id_type};
+END
+$function$;
+
+-- Which project's rows; NULL means the whole organization. Raises 42501 without a context.
+CREATE OR REPLACE FUNCTION pgtenant.project_id() RETURNS {id_type}
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+{verify_declare}
+BEGIN
+{verify}
+    RETURN NULLIF(split_part(seal, E'\n', 7), '')::{id_type};
+END
+$function$;
+
+-- Subject, roles and claims, whose digest the seal covers.
+CREATE OR REPLACE FUNCTION pgtenant.verified_payload() RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+{verify_declare}
+    payload text := current_setting('pgtenant.claims', true);
+BEGIN
+{verify}
+    IF encode(sha256(convert_to(payload, 'UTF8')), 'hex') IS DISTINCT FROM split_part(seal, E'\n', 8) THEN
+        RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'tenant context refused',
+            HINT = 'Only pgtenant can set the tenant context; connect through it.';
+    END IF;
+    RETURN payload::jsonb;
+END
+$function$;
+
+-- Who asks: the token's subject.
+CREATE OR REPLACE FUNCTION pgtenant.subject() RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN pgtenant.verified_payload() ->> 'subject';
+END
+$function$;
+
+-- The roles that the token grants, as text.
+CREATE OR REPLACE FUNCTION pgtenant.roles() RETURNS text[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN ARRAY(SELECT jsonb_array_elements_text(pgtenant.verified_payload() -> 'roles'));
+END
+$function$;
+
+-- All claims of the token.
+CREATE OR REPLACE FUNCTION pgtenant.claims() RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN pgtenant.verified_payload() -> 'claims';
+END
+$function$;
+
+-- One claim as text, NULL if the token has none of this name.
+CREATE OR REPLACE FUNCTION pgtenant.claim(name text) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN pgtenant.verified_payload() -> 'claims' ->> name;
+END
+$function$;
+
+-- Whether the token grants a role.
+CREATE OR REPLACE FUNCTION pgtenant.has_role(name text) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN (pgtenant.verified_payload() -> 'roles') ? name;
+END
+$function$;
+
+-- The whole context as one object, for people and logs.
+CREATE OR REPLACE FUNCTION pgtenant.context() RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+{verify_declare}
+BEGIN
+{verify}
+    RETURN pgtenant.verified_payload() || jsonb_build_object(
+        'organization', split_part(seal, E'\n', 6),
+        'project', NULLIF(split_part(seal, E'\n', 7), ''),
+        'seal_expires', to_timestamp(split_part(seal, E'\n', 5)::float8));
+END
+$function$;
+
+-- Stops with 42501 unless the current context is this organization's: a guard for functions and jobs.
+CREATE OR REPLACE FUNCTION pgtenant.require_organization(id {id_type}) RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    IF pgtenant.organization_id() IS DISTINCT FROM id THEN
+        RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'not the current organization';
+    END IF;
+END
+$function$;
+
+DO $$
+DECLARE
+    signature text;
+BEGIN
+    FOR signature IN
+        SELECT p.oid::regprocedure::text
+        FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = 'pgtenant'::regnamespace
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s OWNER TO pgtenant_owner', signature);
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
+    END LOOP;
+END
+$$;

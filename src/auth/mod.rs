@@ -1,0 +1,6 @@
+//! Who is this? Tokens and SCRAM; no client sockets.
+
+pub mod scram;
+pub mod signing;
+mod strict_json;
+pub mod token;

@@ -1,0 +1,194 @@
+//! `pgtenant check`: all mistakes of a configuration at once, and with `--connect` what the servers lack.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{BAD_USAGE, ConfigFile, DONE, Format, NO, fail, runtime};
+use crate::architect::install::INTERFACE_VERSION;
+use crate::auth::token::Keys;
+use crate::config::{self, Config, Database, Role, Tenancy};
+use crate::net::dial::Dialer;
+use crate::net::tls;
+use crate::pool::server::{CleanServer, Place, Shard};
+
+/// Options of `check`.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Also sign in to every server, with every role.
+    #[arg(long)]
+    connect: bool,
+    /// How the report is written.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+/// One thing that is wrong.
+#[derive(Serialize)]
+struct Finding {
+    /// The key in the configuration that it concerns.
+    key: String,
+    /// Its line, where there is one.
+    line: Option<usize>,
+    /// What is wrong and what to do.
+    message: String,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    let config = match config::load(&args.file.config) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            match args.format {
+                Format::Text => eprintln!("{mistakes}"),
+                Format::Json => {
+                    let finding = |m: &config::Mistake| Finding {
+                        key: m.key.clone(),
+                        line: m.line,
+                        message: m.message.clone(),
+                    };
+                    print_json(&mistakes.list.iter().map(finding).collect::<Vec<_>>());
+                }
+            }
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    let mut findings = offline(&config);
+    if args.connect {
+        match runtime() {
+            Ok(runtime) => findings.extend(runtime.block_on(online(&config, args.format))),
+            Err(error) => return fail(NO, error),
+        }
+    }
+    match args.format {
+        Format::Json => print_json(&findings),
+        Format::Text => {
+            for finding in &findings {
+                println!("{}: {}", finding.key, finding.message);
+            }
+            if findings.is_empty() {
+                println!("{}: no mistakes", args.file.config.display());
+            }
+        }
+    }
+    ExitCode::from(if findings.is_empty() { DONE } else { NO })
+}
+
+fn print_json(findings: &[Finding]) {
+    // Three strings and a number each: this cannot fail.
+    println!("{}", serde_json::to_string_pretty(findings).unwrap_or_default());
+}
+
+/// What loading alone does not show: keys and certificates must be usable.
+fn offline(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Err(error) = Keys::load(&config.jwt) {
+        findings.push(finding("jwt.issuers", error));
+    }
+    if let Some(listen) = &config.listen.tls
+        && let Err(error) = tls::acceptor(listen)
+    {
+        findings.push(finding("listen.tls", error));
+    }
+    for database in config.databases.values() {
+        if let Err(error) = tls::connector(&database.server) {
+            findings.push(finding(&format!("servers.{}", database.server.name), error));
+        }
+    }
+    findings
+}
+
+fn finding(key: &str, message: impl std::fmt::Display) -> Finding {
+    Finding { key: key.to_owned(), line: None, message: message.to_string() }
+}
+
+/// Signs in to every database as every role, as the proxy would.
+async fn online(config: &Config, format: Format) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for database in config.databases.values() {
+        for role in config.roles.values() {
+            let key = format!("databases.{} as {}", database.name, role.name);
+            let found = sign_in(config, database, role).await;
+            if format == Format::Text {
+                let count = found.len();
+                println!("{key}: {}", if count == 0 { "ok".to_owned() } else { format!("{count} found") });
+            }
+            findings.extend(found.into_iter().map(|message| finding(&key, message)));
+        }
+    }
+    findings
+}
+
+async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<String> {
+    let dialer = match Dialer::new(
+        database.server.clone(),
+        &database.dbname,
+        &role.name,
+        role.server_password.clone(),
+    ) {
+        Ok(dialer) => dialer,
+        Err(error) => return vec![error.to_string()],
+    };
+    let dialled = match dialer.dial().await {
+        Ok(dialled) => dialled,
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut server = match CleanServer::prepare(dialled, Shard(0), Place::new(|| {})).await {
+        Ok(server) => server,
+        Err(error) => return vec![error.to_string()],
+    };
+    match server.ask(POSTURE).await {
+        Ok(answer) => judge(config, role, &answer),
+        Err(error) => vec![error.to_string()],
+    }
+}
+
+/// One row of text: superuser, BYPASSRLS, interface there, may use it, seconds between its clock and 1970.
+const POSTURE: &str = "SELECT r.rolsuper, r.rolbypassrls, \
+     pg_catalog.to_regprocedure('pgtenant.organization_id()') IS NOT NULL, \
+     COALESCE(pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('pgtenant.organization_id()'), 'EXECUTE'), false), \
+     pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8, \
+     pg_catalog.current_setting('server_version_num') \
+     FROM pg_catalog.pg_roles r WHERE r.rolname = CURRENT_USER";
+
+fn judge(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
+    let [superuser, bypass, installed, usable, epoch, version] = answer else {
+        return vec!["PostgreSQL answered unexpectedly; is another pooler in between?".to_owned()];
+    };
+    let mut found = Vec::new();
+    if version.parse().unwrap_or(0) < 140_000 {
+        found.push("PostgreSQL is older than 14; upgrade it".to_owned());
+    }
+    if role.tenancy == Tenancy::None {
+        return found;
+    }
+    if superuser == "t" {
+        found.push("the role is a superuser, whom no policy binds; use one that is not".to_owned());
+    } else if bypass == "t" {
+        found.push(format!(
+            "the role bypasses row level security; run: ALTER ROLE \"{}\" NOBYPASSRLS",
+            role.name
+        ));
+    }
+    if installed != "t" {
+        found.push(format!(
+            "the SQL interface (version {INTERFACE_VERSION}) is not installed; run: pgtenant install --config ... --database ... --role {}",
+            role.name
+        ));
+    } else if usable != "t" {
+        found.push(format!(
+            "the role may not use the SQL interface; run: pgtenant install ... --role {}",
+            role.name
+        ));
+    }
+    let here = crate::tenancy::context::unix_seconds(std::time::SystemTime::now());
+    let skew = here.abs_diff(epoch.parse().unwrap_or(here));
+    if skew > config.context.seal_lifetime.as_secs() / 4 {
+        found.push(format!(
+            "its clock differs by {skew} s; seals live {:?}: synchronize the clocks",
+            config.context.seal_lifetime
+        ));
+    }
+    found
+}

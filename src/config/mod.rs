@@ -1,0 +1,213 @@
+//! A file becomes a [`Config`] that cannot be wrong: parsed once at the edge, trusted by every floor above.
+//!
+//! [`load`] reads TOML and reports *all* mistakes at once, each with its key and line. Keys that the contract
+//! names but this version does not build yet are mistakes too: nothing is silently ignored.
+
+mod document;
+mod read;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use document::{Mistake, Mistakes, parse_duration};
+pub use read::{load, parse, parse_with};
+pub use secret::Secret;
+
+/// Everything `serve` needs, checked: names that refer to each other exist, secrets are read, files are there.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Address of the HTTP endpoints (`/metrics`, `/livez`, `/readyz`); none means no HTTP.
+    pub admin_http: Option<SocketAddr>,
+    /// The databases that clients may ask for, by the name they use.
+    pub databases: BTreeMap<String, Arc<Database>>,
+    /// The users that clients may name, which are also the roles on the server.
+    pub roles: BTreeMap<String, Arc<Role>>,
+    /// Who may issue tokens, and how their tokens are read.
+    pub jwt: Jwt,
+    /// Where the context is found in a token.
+    pub claims: ClaimPaths,
+    /// How the context reaches the database.
+    pub context: Context,
+    /// What every query must stay within; an exact edge of each latency histogram.
+    pub budget_latency: Duration,
+}
+
+/// Where clients connect and how long they may take to sign in.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// TCP addresses; port 0 takes a free one.
+    pub tcp: Vec<SocketAddr>,
+    /// Clients beyond this number are refused with 53300.
+    pub max_clients: usize,
+    /// From the first byte to `ReadyForQuery`; slower clients are dropped.
+    pub sign_in_timeout: Duration,
+    /// Absent: no TLS is offered to clients.
+    pub tls: Option<ListenTls>,
+}
+
+/// The certificate shown to clients.
+#[derive(Debug, Clone)]
+pub struct ListenTls {
+    /// PEM file, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key of the leaf.
+    pub key: PathBuf,
+    /// Refuse clients that do not ask for TLS.
+    pub require: bool,
+}
+
+/// One PostgreSQL server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The name in the configuration, for messages.
+    pub name: String,
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// How much TLS is demanded (libpq's `sslmode`).
+    pub tls: SslMode,
+    /// PEM bundle of trusted roots; required for the verify modes unless the system's roots serve.
+    pub ca: Option<PathBuf>,
+}
+
+/// libpq's `sslmode` (PostgreSQL documentation, 34.19 "SSL Support").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// TLS if the server has it, unverified.
+    Prefer,
+    /// TLS or nothing; verified as `verify-ca` when a `ca` is given, else unverified.
+    Require,
+    /// TLS with a certificate from a trusted root.
+    VerifyCa,
+    /// The same, and the certificate names the host.
+    VerifyFull,
+}
+
+/// A database as clients see it.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The name that clients ask for.
+    pub name: String,
+    /// Where it is.
+    pub server: Arc<Server>,
+    /// Its name there.
+    pub dbname: String,
+    /// How many servers, and for how long.
+    pub pool: PoolLimits,
+}
+
+/// Bounds of one pool: the servers of one database and one role.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// Server connections at most.
+    pub size: usize,
+    /// How long a client waits for a server before it gets 53300.
+    pub wait_timeout: Duration,
+    /// An idle server older than this is closed.
+    pub idle_timeout: Duration,
+    /// A server is closed at this age, once it is idle.
+    pub max_age: Duration,
+}
+
+/// A user that clients may name.
+#[derive(Clone, Debug)]
+pub struct Role {
+    /// Its name, here and on the server.
+    pub name: String,
+    /// A token as the password is accepted.
+    pub sign_in_jwt: bool,
+    /// SCRAM-SHA-256 with this password or verifier is accepted.
+    pub sign_in_scram: Option<Secret>,
+    /// What the role's queries run under.
+    pub tenancy: Tenancy,
+    /// What the proxy signs in to PostgreSQL with; none for `trust`.
+    pub server_password: Option<Secret>,
+}
+
+/// Whether a role's queries need a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tenancy {
+    /// Nothing runs without a context.
+    Required,
+    /// With a token its context, without one none: sealed policies then refuse.
+    Optional,
+    /// Plain pooling: the role is not tenant-scoped.
+    None,
+}
+
+/// Accepted token issuers.
+#[derive(Debug, Clone)]
+pub struct Jwt {
+    /// At least one when a role signs in by token.
+    pub issuers: Vec<Issuer>,
+    /// Clock difference forgiven in `exp` and `nbf`.
+    pub leeway: Duration,
+}
+
+/// One issuer and its keys (RFC 7519 `iss`, `aud`).
+#[derive(Debug, Clone)]
+pub struct Issuer {
+    /// Exact value of `iss`.
+    pub issuer: String,
+    /// The token's `aud` must contain one of these.
+    pub audience: Vec<String>,
+    /// Algorithms accepted from this issuer (RFC 7518 names): HS256, RS256, ES256, EdDSA.
+    pub algorithms: Vec<String>,
+    /// Where its keys are.
+    pub keys: KeySource,
+}
+
+/// Where an issuer's verification keys come from.
+#[derive(Debug, Clone)]
+pub enum KeySource {
+    /// A shared secret for HS256, at least 32 bytes (RFC 7518 section 3.2).
+    Secret(Secret),
+    /// A PEM file with one public key (SPKI) for RS256, ES256 or EdDSA.
+    KeyFile(PathBuf),
+    /// A JWK Set file (RFC 7517).
+    JwksFile(PathBuf),
+}
+
+/// Paths of claims; dots descend into objects.
+#[derive(Debug, Clone)]
+pub struct ClaimPaths {
+    /// Required in every token of a tenant-scoped role.
+    pub organization: String,
+    /// Absent from a token: the whole organization.
+    pub project: String,
+    /// Who it is.
+    pub subject: String,
+    /// A string or an array of strings.
+    pub roles: String,
+}
+
+/// How the context reaches the database.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Type of organization and project ids.
+    pub id_type: IdType,
+    /// The seal's keys, 32 random bytes each; the first one seals, all are installed. Empty only when no role is tenant-scoped.
+    pub seal_keys: Vec<Secret>,
+    /// How long a seal is honoured by the database.
+    pub seal_lifetime: Duration,
+}
+
+/// Type of the tenant ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdType {
+    /// `uuid`
+    Uuid,
+    /// `bigint`
+    Bigint,
+    /// `text`
+    Text,
+}

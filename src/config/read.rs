@@ -1,0 +1,454 @@
+//! From the document to the configuration: every key, its default, and what must agree with what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use toml::de::DeTable;
+
+use super::document::{Book, Item, Mistake, Mistakes, Section};
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// All mistakes at once.
+pub fn load(file: &Path) -> Result<Config, Mistakes> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => parse(&text, file),
+        Err(error) => {
+            let advice = match error.kind() {
+                ErrorKind::NotFound => {
+                    "cannot read the configuration: there is no such file; give the right path with --config"
+                        .to_owned()
+                }
+                ErrorKind::InvalidData => {
+                    "cannot read the configuration: it is not UTF-8 text; a configuration is a TOML file"
+                        .to_owned()
+                }
+                _ => format!(
+                    "cannot read the configuration: {error}; let this user read it, or give another path with --config"
+                ),
+            };
+            let mistake = Mistake { key: String::new(), line: None, message: advice };
+            Err(Mistakes { file: file.to_owned(), list: vec![mistake] })
+        }
+    }
+}
+
+/// Reads a configuration from text; `file` is for relative paths and messages.
+///
+/// # Errors
+/// All mistakes at once.
+pub fn parse(text: &str, file: &Path) -> Result<Config, Mistakes> {
+    parse_with(text, file, &|name| std::env::var(name).ok())
+}
+
+/// The same with another environment.
+///
+/// # Errors
+/// All mistakes at once.
+pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Mistakes> {
+    let book = Book::new(text, file, env);
+    let config = match DeTable::parse(text) {
+        Ok(document) => read(&book, document.get_ref()),
+        Err(error) => {
+            let line = error.span().map(|span| book.line(span.start));
+            book.note("", line, format!("not TOML: {}", error.message()));
+            None
+        }
+    };
+    let mistakes = book.into_mistakes();
+    match config {
+        Some(config) if mistakes.is_empty() => Ok(config),
+        _ => Err(Mistakes { file: file.to_owned(), list: mistakes }),
+    }
+}
+
+/// Sections are read in full whatever is wrong with others; `None` only when a mistake was noted.
+fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
+    let root = Section::root(book, document);
+    root.not_built("limits", "limits for organizations come with fair scheduling");
+    let listen = listen(&root.section("listen"));
+    let admin_http = admin(&root.section("admin"));
+    let servers = servers(&mut root.section("servers"));
+    let databases = databases(&mut root.section("databases"), &servers);
+    let roles = roles(&mut root.section("roles"));
+    let needs_token = roles.values().any(|role| role.sign_in_jwt);
+    let needs_seal = roles.values().any(|role| role.tenancy != Tenancy::None);
+    let jwt = jwt(&root.section("jwt"), needs_token);
+    let claims = claims(&root.section("claims"));
+    let context = context(&root.section("context"), needs_seal);
+    let budget_latency = budget(&root.section("budget"));
+    if databases.is_empty() {
+        book.note("databases", None, "is missing: name at least one, as [databases.app]");
+    }
+    if roles.is_empty() {
+        book.note("roles", None, "is missing: name at least one, as [roles.app]");
+    }
+    Some(Config {
+        listen: listen?,
+        admin_http,
+        databases: whole(databases)?,
+        roles,
+        jwt: jwt?,
+        claims,
+        context,
+        budget_latency,
+    })
+}
+
+/// A table of named things; `None` for one that is there but wrong, so that its name is still known to others.
+type Named<T> = BTreeMap<String, Option<Arc<T>>>;
+
+/// All of them, if none is wrong.
+fn whole<T>(named: Named<T>) -> Option<BTreeMap<String, Arc<T>>> {
+    named.into_iter().map(|(name, thing)| Some((name, thing?))).collect()
+}
+
+fn listen(section: &Section<'_, '_>) -> Option<Listen> {
+    let tcp = match section.get("tcp") {
+        None => Some(vec![SocketAddr::from(([127, 0, 0, 1], 6432))]),
+        Some(item) => item.items().map(|items| {
+            if items.is_empty() {
+                item.note("must name at least one address, such as \"127.0.0.1:6432\"");
+            }
+            items.iter().filter_map(Item::address).collect()
+        }),
+    };
+    if let Some(unix) = section.get("unix")
+        && !unix.is_empty_array()
+    {
+        unix.not_built("listen on TCP");
+    }
+    let max_clients = or(section.get("max_clients").map(|i| i.number(1, 1_000_000)), 10_000);
+    let sign_in_timeout =
+        or(section.get("sign_in_timeout").map(|i| i.duration(SECOND, HOUR)), Duration::from_secs(15));
+    let tls = listen_tls(&section.section("tls"));
+    Some(Listen { tcp: tcp?, max_clients: max_clients as usize, sign_in_timeout, tls })
+}
+
+fn listen_tls(section: &Section<'_, '_>) -> Option<ListenTls> {
+    section.not_built("client_ca", "clients sign in by token or SCRAM");
+    let certificate = section.require("certificate", "a PEM file, leaf first").and_then(|i| i.file());
+    let key = section.require("key", "a PEM file with the certificate's private key").and_then(|i| i.file());
+    let require = or(section.get("require").map(|i| i.flag()), true);
+    Some(ListenTls { certificate: certificate?, key: key?, require })
+}
+
+fn admin(section: &Section<'_, '_>) -> Option<SocketAddr> {
+    section.not_built("operators", "there is no console yet");
+    section.get("http").and_then(|item| item.address())
+}
+
+fn servers(section: &mut Section<'_, '_>) -> Named<Server> {
+    let entries = section.entries().into_iter();
+    entries.map(|(name, item)| (name.clone(), server(name, &item.into_section()))).collect()
+}
+
+fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
+    let modes = [
+        ("disable", SslMode::Disable),
+        ("prefer", SslMode::Prefer),
+        ("require", SslMode::Require),
+        ("verify-ca", SslMode::VerifyCa),
+        ("verify-full", SslMode::VerifyFull),
+    ];
+    for key in ["certificate", "key"] {
+        section.not_built(key, "the proxy signs in by password");
+    }
+    let host = section.require("host", "a name or address").and_then(|item| {
+        let host = item.text()?;
+        if host.starts_with('/') {
+            item.note("a socket's directory is not built in this version; give a name or an address");
+            return None;
+        }
+        Some(host)
+    });
+    let port = or(section.get("port").map(|i| i.number(1, 65_535)), 5432);
+    let tls = or(section.get("tls").map(|i| i.choice(&modes)), SslMode::Prefer);
+    let ca = section.get("ca").and_then(|item| item.file());
+    Some(Arc::new(Server { name, host: host?, port: port as u16, tls, ca }))
+}
+
+fn databases(section: &mut Section<'_, '_>, servers: &Named<Server>) -> Named<Database> {
+    let mut databases = BTreeMap::new();
+    for (name, item) in section.entries() {
+        if name == "pgtenant" {
+            item.note("the name pgtenant is kept for the console; choose another");
+        }
+        let database = database(&name, &item.into_section(), servers);
+        databases.insert(name, database.map(Arc::new));
+    }
+    databases
+}
+
+fn database(name: &str, section: &Section<'_, '_>, servers: &Named<Server>) -> Option<Database> {
+    let dbname = or(section.get("dbname").map(|i| i.text()), name.to_owned());
+    if let Some(item) = section.get("pool_mode")
+        && let Some(mode) = item.text()
+    {
+        match mode.as_str() {
+            "transaction" => {}
+            "session" | "statement" => item.value_not_built(&mode, "\"transaction\" is"),
+            _ => item.note("must be \"transaction\""),
+        }
+    }
+    let pool = pool(&section.section("pool"));
+    let item = section.require("server", "the name of one of [servers]")?;
+    let server = item.text()?;
+    match servers.get(&server) {
+        // A server that is there but wrong has its own mistake.
+        Some(found) => Some(Database { name: name.to_owned(), server: found.clone()?, dbname, pool }),
+        None => {
+            item.note(format!("there is no [servers.{server}]; add it, or name one that is there"));
+            None
+        }
+    }
+}
+
+fn pool(section: &Section<'_, '_>) -> PoolLimits {
+    if let Some(item) = section.get("min_idle")
+        && item.number(0, 10_000).is_some_and(|number| number > 0)
+    {
+        item.not_built("servers are opened when they are needed");
+    }
+    section.not_built("per_organization", "the pool's size is shared by all organizations");
+    let day = 24 * HOUR;
+    PoolLimits {
+        size: or(section.get("size").map(|i| i.number(1, 10_000)), 20) as usize,
+        wait_timeout: or(section.get("wait_timeout").map(|i| i.duration(MILLISECOND, HOUR)), 5 * SECOND),
+        idle_timeout: or(section.get("idle_timeout").map(|i| i.duration(SECOND, day)), 600 * SECOND),
+        max_age: or(section.get("max_age").map(|i| i.duration(SECOND, 30 * day)), HOUR),
+    }
+}
+
+fn roles(section: &mut Section<'_, '_>) -> BTreeMap<String, Arc<Role>> {
+    let entries = section.entries().into_iter();
+    entries.map(|(name, item)| (name.clone(), Arc::new(role(name, &item.into_section())))).collect()
+}
+
+/// A role is read even if it is wrong: what it needs from other sections is then still checked.
+fn role(name: String, section: &Section<'_, '_>) -> Role {
+    let tenancies =
+        [("required", Tenancy::Required), ("optional", Tenancy::Optional), ("none", Tenancy::None)];
+    let tenancy = or(section.get("tenancy").map(|i| i.choice(&tenancies)), Tenancy::Required);
+    let server_password = section.get("server_password").and_then(Item::secret);
+    let password = section.get("password").map(Item::secret);
+    let mut role = Role { name, sign_in_jwt: false, sign_in_scram: None, tenancy, server_password };
+    let item = section.require("sign_in", "how clients sign in: [\"jwt\"] or [\"scram\"]");
+    let Some((item, methods)) = item.and_then(|item| item.texts().map(|methods| (item, methods))) else {
+        return role;
+    };
+    let mut scram = false;
+    for method in &methods {
+        match method.as_str() {
+            "jwt" => role.sign_in_jwt = true,
+            "scram" => scram = true,
+            "oauth" => item.value_not_built("oauth", "\"jwt\" takes the token as the password"),
+            other => item.note(format!("\"{other}\" is not a way to sign in; use \"jwt\" or \"scram\"")),
+        }
+    }
+    if methods.is_empty() {
+        item.note("must name \"jwt\" or \"scram\"");
+    }
+    if scram && tenancy == Tenancy::Required {
+        item.note(if role.sign_in_jwt { SCRAM_BESIDE_JWT } else { SCRAM_ALONE });
+    }
+    if scram && password.is_none() {
+        section.note_at("password", "is missing: \"scram\" needs a password or a SCRAM-SHA-256 verifier");
+    }
+    if let (Some(wrong), false) = (section.get("password"), scram) {
+        wrong.note("is of no use without \"scram\" in sign_in; remove it");
+    }
+    role.sign_in_scram = password.flatten();
+    role
+}
+
+const SCRAM_ALONE: &str = "a service account can bring a token only by SET pgtenant.token, which is not built in this \
+                           version; use tenancy = \"optional\" or \"none\", or \"jwt\" instead";
+const SCRAM_BESIDE_JWT: &str = "a client that signs in by scram could not bring a context, for SET pgtenant.token is \
+                                not built in this version; remove \"scram\", or use tenancy = \"optional\" or \"none\"";
+
+fn jwt(section: &Section<'_, '_>, is_needed: bool) -> Option<Jwt> {
+    let leeway = or(section.get("leeway").map(|i| i.duration(Duration::ZERO, 60 * SECOND)), 5 * SECOND);
+    let list = section.get("issuers");
+    let entries = list.as_ref().and_then(Item::items).unwrap_or_default();
+    if is_needed && entries.is_empty() {
+        section.note_at(
+            "issuers",
+            "is missing: a role signs in by jwt; say whose tokens are accepted, as [[jwt.issuers]]",
+        );
+    }
+    let mut named = BTreeSet::new();
+    let mut issuers = Some(Vec::new());
+    for item in entries {
+        let section = item.into_section();
+        if let Some(name) = section.get("issuer").and_then(|i| i.text_quietly())
+            && !named.insert(name.clone())
+        {
+            section.note(format!("issuer \"{name}\" is there twice; give it all its keys in one JWKS"));
+        }
+        issuers = issuers.zip(issuer(&section)).map(|(mut issuers, issuer)| {
+            issuers.push(issuer);
+            issuers
+        });
+    }
+    Some(Jwt { issuers: issuers?, leeway })
+}
+
+fn issuer(section: &Section<'_, '_>) -> Option<Issuer> {
+    section.not_built("jwks_url", "save the JWKS as a file and use jwks_file");
+    let issuer = section.require("issuer", "the exact iss of its tokens").and_then(|i| i.text());
+    let audience = section.require("audience", "what its tokens' aud must contain, such as [\"pgtenant\"]");
+    let audience = audience.and_then(|item| {
+        let audience = item.texts()?;
+        if audience.is_empty() {
+            item.note("must name at least one audience");
+        }
+        Some(audience)
+    });
+    let algorithms = section.require("algorithms", "such as [\"RS256\"]").and_then(|item| {
+        let algorithms = item.texts()?;
+        for algorithm in &algorithms {
+            if !["HS256", "RS256", "ES256", "EdDSA"].contains(&algorithm.as_str()) {
+                item.note(format!("\"{algorithm}\" is not accepted; use HS256, RS256, ES256 or EdDSA"));
+            }
+        }
+        if algorithms.is_empty() {
+            item.note("must name at least one algorithm");
+        }
+        Some(algorithms).filter(|algorithms| !algorithms.is_empty())
+    });
+    let keys = keys(section, algorithms.as_deref());
+    Some(Issuer { issuer: issuer?, audience: audience?, algorithms: algorithms?, keys: keys? })
+}
+
+/// `algorithms` is none when they are wrong themselves; then only the keys are looked at.
+fn keys(section: &Section<'_, '_>, algorithms: Option<&[String]>) -> Option<KeySource> {
+    let (secret, key_file, jwks_file) =
+        (section.get("secret"), section.get("key_file"), section.get("jwks_file"));
+    let has_url = section.get("jwks_url").is_some();
+    let is_hs256 = algorithms.is_some_and(|list| list.iter().any(|algorithm| algorithm == "HS256"));
+    match (secret, key_file, jwks_file) {
+        (Some(secret), None, None) => {
+            if algorithms.is_some_and(|list| list.iter().any(|algorithm| algorithm != "HS256")) {
+                secret.note("a shared secret goes with algorithms = [\"HS256\"] and no other");
+            }
+            let place = secret.pin();
+            let secret = secret.secret()?;
+            if secret.expose().len() < 32 {
+                place.note("is too short: HS256 needs at least 32 bytes (RFC 7518 section 3.2)");
+            }
+            Some(KeySource::Secret(secret))
+        }
+        (None, Some(file), None) => {
+            refuse_hs256(&file, is_hs256);
+            if algorithms.is_some_and(|list| list.len() > 1) {
+                file.note("one key has one algorithm; name just that one in algorithms");
+            }
+            Some(KeySource::KeyFile(file.file()?))
+        }
+        (None, None, Some(file)) => {
+            refuse_hs256(&file, is_hs256);
+            Some(KeySource::JwksFile(file.file()?))
+        }
+        // Its own mistake says what to use instead.
+        (None, None, None) if has_url => None,
+        _ => {
+            section.note("must have exactly one of jwks_file, key_file and secret");
+            None
+        }
+    }
+}
+
+/// A public key taken for a shared secret would let anyone who knows it mint tokens.
+fn refuse_hs256(file: &Item<'_, '_>, is_hs256: bool) {
+    if is_hs256 {
+        file.note(
+            "holds public keys, but HS256 needs secret; remove HS256 from algorithms, or use secret instead",
+        );
+    }
+}
+
+fn claims(section: &Section<'_, '_>) -> ClaimPaths {
+    let path = |key, default: &str| or(section.get(key).map(|i| claim_path(&i)), default.to_owned());
+    ClaimPaths {
+        organization: path("organization", "org_id"),
+        project: path("project", "project_id"),
+        subject: path("subject", "sub"),
+        roles: path("roles", "roles"),
+    }
+}
+
+fn claim_path(item: &Item<'_, '_>) -> Option<String> {
+    let path = item.text()?;
+    if path.split('.').any(str::is_empty) {
+        item.note("must be names of claims with single dots between them, such as \"app.org_id\"");
+        return None;
+    }
+    Some(path)
+}
+
+fn context(section: &Section<'_, '_>, is_needed: bool) -> Context {
+    section.not_built("settings", "policies can use pgtenant.claim(...)");
+    let id_types = [("uuid", IdType::Uuid), ("bigint", IdType::Bigint), ("text", IdType::Text)];
+    let items = match section.get("seal_key") {
+        None => Vec::new(),
+        Some(item) if item.is_array() => item.items().unwrap_or_default(),
+        Some(item) => vec![item],
+    };
+    if is_needed && items.is_empty() {
+        section.note_at(
+            "seal_key",
+            "is missing: a role is tenant-scoped; make a key with: openssl rand -base64 32",
+        );
+    }
+    let seal_keys = items.into_iter().filter_map(seal_key).collect();
+    Context {
+        id_type: or(section.get("id_type").map(|i| i.choice(&id_types)), IdType::Uuid),
+        seal_keys,
+        seal_lifetime: or(
+            section.get("seal_lifetime").map(|i| i.duration(10 * SECOND, 60 * SECOND)),
+            60 * SECOND,
+        ),
+    }
+}
+
+fn seal_key(item: Item<'_, '_>) -> Option<Secret> {
+    let wrong = item.pin();
+    let text = item.secret()?;
+    match base64::engine::general_purpose::STANDARD.decode(text.expose()) {
+        Ok(key) if key.len() == 32 => Some(Secret::new(key)),
+        _ => {
+            wrong.note("must be 32 random bytes in base64; make one with: openssl rand -base64 32");
+            None
+        }
+    }
+}
+
+fn budget(section: &Section<'_, '_>) -> Duration {
+    section.not_built("objective", "");
+    if let Some(item) = section.get("slow_log")
+        && item.flag() == Some(true)
+    {
+        item.not_built("");
+    }
+    or(section.get("latency").map(|i| i.duration(MILLISECOND, 60 * SECOND)), Duration::from_millis(200))
+}
+
+/// The value; the default where the key is absent or wrong (what is wrong was noted, and nothing will be served).
+fn or<T>(value: Option<Option<T>>, default: T) -> T {
+    value.flatten().unwrap_or(default)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

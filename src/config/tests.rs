@@ -1,0 +1,295 @@
+//! The configuration as users write it, and as they get it wrong.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+const SEAL_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "PGTENANT_SEAL_KEY" => Some(format!("{SEAL_KEY}\n")),
+        "NO_SECRET" => None,
+        "EMPTY" => Some("\n".to_owned()),
+        "SHORT" => Some("short".to_owned()),
+        _ => Some("a secret of more than thirty-two bytes".to_owned()),
+    }
+}
+
+fn read_text(text: &str) -> Result<Config, Mistakes> {
+    parse_with(text, Path::new("folder/pgtenant.toml"), &env)
+}
+
+const SMALL: &str = r#"
+[servers.main]
+host = "127.0.0.1"
+[databases.app]
+server = "main"
+[roles.app]
+sign_in = ["jwt"]
+server_password = { env = "APP_PASSWORD" }
+[[jwt.issuers]]
+issuer = "https://login.example.com/"
+audience = ["pgtenant"]
+algorithms = ["HS256"]
+secret = { env = "TOKEN_SECRET" }
+[context]
+seal_key = { env = "PGTENANT_SEAL_KEY" }
+"#;
+
+#[test]
+fn a_small_configuration_gets_the_contracts_defaults() {
+    let config = read_text(SMALL).unwrap();
+    assert_eq!(config.listen.tcp, ["127.0.0.1:6432".parse().unwrap()]);
+    assert_eq!((config.listen.max_clients, config.listen.sign_in_timeout.as_secs()), (10_000, 15));
+    let pool = config.databases["app"].pool;
+    assert_eq!((pool.size, pool.wait_timeout.as_secs(), pool.max_age.as_secs()), (20, 5, 3600));
+    assert_eq!(config.databases["app"].dbname, "app");
+    assert_eq!(config.roles["app"].tenancy, Tenancy::Required);
+    assert_eq!(config.context.seal_keys[0].expose(), (0..32).collect::<Vec<u8>>());
+    assert_eq!(config.budget_latency.as_millis(), 200);
+}
+
+/// One line in addition, and what must be said of it.
+fn refused(text: &str) -> String {
+    read_text(text).unwrap_err().to_string()
+}
+
+#[test]
+fn all_mistakes_come_at_once_each_with_its_key_and_line() {
+    let text = SMALL.replace("host =", "hots =").replace("[\"HS256\"]", "[\"none\"]") + "id_typ = \"uuid\"\n";
+    let said = refused(&text);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("folder/pgtenant.toml:2: servers.main.host: is missing"), "{said}");
+    assert!(
+        said.contains("folder/pgtenant.toml:3: servers.main.hots: unknown key; did you mean \"host\"?"),
+        "{said}"
+    );
+    assert!(said.contains(":12: jwt.issuers.algorithms: \"none\" is not accepted"), "{said}");
+    assert!(said.contains(":16: context.id_typ: unknown key; did you mean \"id_type\"?"), "{said}");
+    assert!(lines.len() >= 4, "{said}");
+}
+
+#[test]
+fn what_is_not_built_is_named_and_never_ignored() {
+    for (section, line, key) in [
+        ("[listen]", "unix = [\"/run\"]", "listen.unix"),
+        ("[listen.tls]", "client_ca = \"ca.crt\"", "listen.tls.client_ca"),
+        ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
+        ("[servers.other]", "host = \"h\"\ncertificate = \"c\"", "servers.other.certificate"),
+        ("[servers.other]", "host = \"/run/postgresql\"", "servers.other.host"),
+        ("[databases.other]", "server = \"main\"\npool_mode = \"session\"", "databases.other.pool_mode"),
+        ("[databases.other]", "server = \"main\"\npool.min_idle = 1", "databases.other.pool.min_idle"),
+        (
+            "[databases.other]",
+            "server = \"main\"\npool.per_organization = 3",
+            "databases.other.pool.per_organization",
+        ),
+        ("[roles.other]", "sign_in = [\"oauth\"]", "roles.other.sign_in"),
+        ("[context.settings]", "\"a.b\" = \"$claims\"", "context.settings"),
+        ("[limits]", "queries_per_second = 0", "limits"),
+        ("[budget]", "objective = 0.999", "budget.objective"),
+        ("[budget]", "slow_log = true", "budget.slow_log"),
+    ] {
+        let said = refused(&format!("{SMALL}{section}\n{line}\n"));
+        assert!(
+            said.contains(&format!("{key}: ")) && said.contains("not built in this version"),
+            "{key}: {said}"
+        );
+    }
+    let said = refused(&SMALL.replace("secret = { env = \"TOKEN_SECRET\" }", "jwks_url = \"https://x/\""));
+    assert!(said.contains("jwt.issuers.jwks_url: is not built in this version"), "{said}");
+    assert!(read_text(&format!("{SMALL}[budget]\nslow_log = false\n[listen]\nunix = []\n")).is_ok());
+}
+
+#[test]
+fn a_secret_in_the_file_is_refused_and_not_repeated() {
+    let said = refused(&SMALL.replace("{ env = \"APP_PASSWORD\" }", "\"hunter2\""));
+    assert!(said.contains("roles.app.server_password: is a secret and must not stand here"), "{said}");
+    assert!(!said.contains("hunter2"));
+    let said = refused(&SMALL.replace("{ env = \"APP_PASSWORD\" }", "\"hunter2"));
+    assert!(said.contains(":8: not TOML") && !said.contains("hunter2"), "{said}");
+    for (variable, complaint) in [("NO_SECRET", "is not set"), ("EMPTY", "is empty")] {
+        let said = refused(&SMALL.replace("APP_PASSWORD", variable));
+        assert!(said.contains(complaint), "{said}");
+    }
+    assert!(refused(&SMALL.replace("PGTENANT_SEAL_KEY", "SHORT")).contains("openssl rand -base64 32"));
+    assert!(refused(&SMALL.replace("TOKEN_SECRET", "SHORT")).contains("at least 32 bytes"));
+}
+
+#[test]
+fn what_does_not_agree_is_said() {
+    for (from, to, complaint) in [
+        ("server = \"main\"", "server = \"mian\"", "there is no [servers.mian]"),
+        ("sign_in = [\"jwt\"]", "sign_in = []", "must name \"jwt\" or \"scram\""),
+        ("sign_in = [\"jwt\"]", "sign_in = [\"scram\"]", "roles.app.password: is missing"),
+        ("sign_in = [\"jwt\"]", "sign_in = [\"scram\"]", "SET pgtenant.token, which is not built"),
+        ("algorithms = [\"HS256\"]", "algorithms = [\"RS256\"]", "a shared secret goes with"),
+        ("secret = { env = \"TOKEN_SECRET\" }", "", "exactly one of jwks_file, key_file and secret"),
+        ("secret = { env = \"TOKEN_SECRET\" }", "jwks_file = \"k\"", "HS256 needs secret"),
+        ("audience = [\"pgtenant\"]", "audience = []", "at least one audience"),
+        ("[databases.app]", "[databases.pgtenant]", "kept for the console"),
+        ("seal_key = { env = \"PGTENANT_SEAL_KEY\" }", "", "context.seal_key: is missing"),
+        ("host = \"127.0.0.1\"", "host = \"h\"\nport = 70000", "whole number from 1 to 65535"),
+        ("host = \"127.0.0.1\"", "host = \"h\"\nca = \"none.crt\"", "cannot read folder/none.crt"),
+        ("[context]", "[context]\nseal_lifetime = \"2h\"", "must be between 10s and 60s"),
+        ("[context]", "[context]\nseal_lifetime = \"2 weeks\"", "must be a duration"),
+    ] {
+        let said = refused(&SMALL.replace(from, to));
+        assert!(said.contains(complaint), "{to}: {said}");
+    }
+    assert!(refused("").contains("databases: is missing"));
+    assert!(refused("a = ").contains("pgtenant.toml:1: not TOML"));
+    assert!(
+        load(Path::new("nowhere.toml")).unwrap_err().to_string().contains("cannot read the configuration")
+    );
+}
+
+fn list(text: &str) -> Vec<(String, Option<usize>, String)> {
+    let mistakes = read_text(text).unwrap_err().list;
+    mistakes.into_iter().map(|mistake| (mistake.key, mistake.line, mistake.message)).collect()
+}
+
+/// Exactly this key and line, and nothing else: no mistake drags others behind it.
+fn only(text: &str, key: &str, line: Option<usize>, complaint: &str) {
+    let found = list(text);
+    assert_eq!(found.len(), 1, "{key}: {found:?}");
+    assert_eq!((found[0].0.as_str(), found[0].1), (key, line), "{found:?}");
+    assert!(found[0].2.contains(complaint), "{found:?}");
+}
+
+#[test]
+fn one_mistake_is_reported_once() {
+    let with = |from: &str, to: &str| SMALL.replace(from, to);
+    only(&with("SEAL_KEY", "OTHER"), "context.seal_key", Some(15), "32 random bytes");
+    only(&with("{ env = \"PGTENANT_SEAL_KEY\" }", "[]"), "context.seal_key", Some(14), "is missing");
+    only(&with("[\"HS256\"]", "[]"), "jwt.issuers.algorithms", Some(12), "at least one algorithm");
+    only(&with("[\"pgtenant\"]", "\"pgtenant\""), "jwt.issuers.audience", Some(11), "must be an array");
+    only(&with("TOKEN_SECRET", "SHORT"), "jwt.issuers.secret", Some(13), "too short");
+    only(&with("\"127.0.0.1\"", "\"/run\""), "servers.main.host", Some(3), "socket's directory");
+    only(&with("[\"jwt\"]", "\"jwt\""), "roles.app.sign_in", Some(7), "must be an array");
+    only(&format!("{SMALL}[listen]\ntcp = \"x:1\"\nmax_clients = 5\n"), "listen.tcp", Some(17), "array");
+    only(&format!("{SMALL}[listen]\ntcp = []\n"), "listen.tcp", Some(17), "at least one address");
+    only(&format!("{SMALL}[claims]\nproject = \"a..b\"\n"), "claims.project", Some(17), "names of claims");
+    only(&format!("{SMALL}[databases.\"a b\"]\n"), "databases.\"a b\".server", Some(16), "is missing");
+}
+
+#[test]
+fn an_empty_table_of_databases_or_roles_is_missing() {
+    assert!(refused("[databases]\n").contains("databases: is missing"));
+    assert!(refused("[roles]\n").contains("roles: is missing"));
+}
+
+#[test]
+fn what_no_role_needs_may_be_left_out() {
+    let plain = "[servers.a]\nhost = \"h\"\n[databases.a]\nserver = \"a\"\n\
+                 [roles.r]\nsign_in = [\"scram\"]\npassword = { env = \"P\" }\ntenancy = \"none\"\n";
+    assert!(read_text(plain).is_ok(), "neither issuers nor a seal key");
+    assert!(read_text(&format!("{plain}[jwt]\nleeway = \"0s\"\n")).is_ok());
+    only(&plain.replace("none", "optional"), "context.seal_key", None, "is missing");
+    only(&plain.replace("[\"scram\"]", "[\"scram\", \"jwt\"]"), "jwt.issuers", None, "is missing");
+    assert!(
+        read_text(&SMALL.replace("sign_in = [\"jwt\"]", "sign_in = [\"jwt\"]\ntenancy = \"none\"")).is_ok()
+    );
+}
+
+#[test]
+fn scram_agrees_with_password_and_tenancy() {
+    let both = SMALL.replace("[\"jwt\"]", "[\"jwt\", \"scram\"]\npassword = { env = \"P\" }");
+    only(&both, "roles.app.sign_in", Some(7), "could not bring a context");
+    assert!(read_text(&both.replace("\npassword", "\ntenancy = \"optional\"\npassword")).is_ok());
+    let useless = SMALL.replace("[\"jwt\"]", "[\"jwt\"]\npassword = { env = \"P\" }");
+    only(&useless, "roles.app.password", Some(8), "of no use without");
+}
+
+#[test]
+fn issuers_do_not_share_a_name_and_keys_fit_their_algorithms() {
+    let issuer = &SMALL[SMALL.find("[[jwt").unwrap()..SMALL.find("[context]").unwrap()];
+    only(&format!("{SMALL}{issuer}"), "jwt.issuers", Some(16), "is there twice");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("k.pem"), "x").unwrap();
+    let file = folder.path().join("pgtenant.toml");
+    let with = |algorithms: &str| {
+        let text = SMALL.replace("secret = { env = \"TOKEN_SECRET\" }", "key_file = \"k.pem\"");
+        parse_with(&text.replace("\"HS256\"", algorithms), &file, &env)
+    };
+    let config = with("\"EdDSA\"").unwrap();
+    assert!(
+        matches!(&config.jwt.issuers[0].keys, KeySource::KeyFile(path) if *path == folder.path().join("k.pem"))
+    );
+    assert!(with("\"RS256\", \"ES256\"").unwrap_err().to_string().contains("one key has one algorithm"));
+    assert!(with("\"HS256\"").unwrap_err().to_string().contains("HS256 needs secret"));
+}
+
+#[test]
+fn a_secret_loses_one_newline_and_says_where_it_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgtenant.toml");
+    let text = SMALL.replace("{ env = \"APP_PASSWORD\" }", "{ file = \"p\" }");
+    for (content, secret) in [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), (" a ", " a ")] {
+        std::fs::write(folder.path().join("p"), content).unwrap();
+        let role = parse_with(&text, &file, &env).unwrap().roles["app"].clone();
+        let password = role.server_password.clone().unwrap();
+        assert_eq!(password.expose_str(), Some(secret), "{content:?}");
+        assert_eq!(format!("{password:?}"), "<secret>");
+    }
+    std::fs::write(folder.path().join("p"), "\n").unwrap();
+    assert!(parse_with(&text, &file, &env).unwrap_err().to_string().contains("p is empty"));
+    std::fs::remove_file(folder.path().join("p")).unwrap();
+    let said = parse_with(&text, &file, &env).unwrap_err().to_string();
+    assert!(
+        said.contains("cannot read") && said.contains(&*folder.path().join("p").to_string_lossy()),
+        "{said}"
+    );
+    only(
+        &SMALL.replace("{ env = \"APP_PASSWORD\" }", "{}"),
+        "roles.app.server_password",
+        Some(8),
+        "exactly one of",
+    );
+}
+
+#[test]
+fn seal_keys_rotate_as_an_array() {
+    let key = "{ env = \"PGTENANT_SEAL_KEY\" }";
+    let config = read_text(&SMALL.replace(key, &format!("[{key}, {key}]"))).unwrap();
+    assert_eq!(config.context.seal_keys.len(), 2);
+}
+
+#[test]
+fn addresses_and_durations_are_read_as_written() {
+    let text =
+        format!("{SMALL}[listen]\ntcp = [\"localhost:6432\", \"[::1]:0\"]\nsign_in_timeout = \"1m\"\n");
+    let listen = read_text(&text).unwrap().listen;
+    assert_eq!(listen.tcp, ["127.0.0.1:6432".parse().unwrap(), "[::1]:0".parse().unwrap()]);
+    assert_eq!(listen.sign_in_timeout.as_secs(), 60);
+    only(&text.replace("localhost", "nolocalhost"), "listen.tcp", Some(17), "is no address and port");
+    only(&text.replace("1m", "0s"), "listen.sign_in_timeout", Some(18), "between 1s and 1h");
+}
+
+/// The examples, and beside them the certificates that they speak of.
+#[test]
+fn every_example_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["db.internal.example.com".to_owned()]).unwrap();
+    for (name, content) in [
+        ("server.crt", made.cert.pem()),
+        ("root.crt", made.cert.pem()),
+        ("server.key", made.signing_key.serialize_pem()),
+    ] {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    let mut examples = Vec::new();
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = folder.path().join(path.file_name().unwrap());
+        std::fs::copy(&path, &copy).unwrap();
+        examples.extend((path.extension().is_some_and(|extension| extension == "toml")).then_some(copy));
+    }
+    assert!(examples.len() >= 3, "{examples:?}");
+    for example in examples {
+        let text = std::fs::read_to_string(&example).unwrap();
+        let config = parse_with(&text, &example, &env);
+        assert!(config.is_ok(), "{}", config.unwrap_err());
+        assert!(crate::auth::token::Keys::load(&config.unwrap().jwt).is_ok(), "{}", example.display());
+    }
+}

@@ -1,0 +1,112 @@
+//! Read buffers that exist only while they hold bytes: ten thousand idle clients share a handful.
+
+use std::cell::RefCell;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::ReadBuf;
+
+use super::stream::Stream;
+
+/// Bytes of one buffer. Large results pass in pieces of this size; nothing is ever buffered whole.
+pub const BUFFER_SIZE: usize = 32 * 1024;
+
+/// Buffers kept for reuse on each thread; more than this many are given back to the allocator.
+const SPARE_BUFFERS: usize = 64;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What was read from one socket and not yet dealt with.
+///
+/// The memory is taken from the thread's spares when bytes arrive, and given back when they are consumed.
+#[derive(Default)]
+pub struct Buffer {
+    bytes: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// The unread bytes.
+    pub fn filled(&self) -> &[u8] {
+        match &self.bytes {
+            Some(bytes) => &bytes[self.start..self.end],
+            None => &[],
+        }
+    }
+
+    /// Whether nothing is unread.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Drops the first `count` unread bytes; gives the memory back when none is left.
+    pub fn consume(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            if let Some(bytes) = self.bytes.take() {
+                give_back(bytes);
+            }
+        }
+    }
+
+    /// Whether no more bytes fit in.
+    pub fn is_full(&self) -> bool {
+        self.end - self.start == BUFFER_SIZE
+    }
+
+    /// Reads once from `stream` behind the unread bytes; `Ok(0)` is the end of the stream.
+    ///
+    /// While the socket has nothing, no memory is held.
+    pub fn poll_fill(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.start > 0
+            && self.end == BUFFER_SIZE
+            && let Some(bytes) = &mut self.bytes
+        {
+            bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let mut bytes = self.bytes.take().unwrap_or_else(take);
+        let mut space = ReadBuf::new(&mut bytes[self.end..]);
+        debug_assert!(space.remaining() > 0, "a full buffer is consumed before it is filled");
+        let outcome = stream.poll_recv(cx, &mut space);
+        let count = space.filled().len();
+        self.end += count;
+        if self.is_empty() {
+            give_back(bytes);
+        } else {
+            self.bytes = Some(bytes);
+        }
+        ready!(outcome)?;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(bytes) = self.bytes.take() {
+            give_back(bytes);
+        }
+    }
+}
+
+fn take() -> Box<[u8]> {
+    let spare = SPARE.with_borrow_mut(Vec::pop);
+    spare.unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice())
+}
+
+fn give_back(bytes: Box<[u8]>) {
+    // During thread exit the spares may be gone already; then the allocator takes it.
+    let _ = SPARE.try_with(|spare| {
+        if let Ok(mut spare) = spare.try_borrow_mut()
+            && spare.len() < SPARE_BUFFERS
+        {
+            spare.push(bytes);
+        }
+    });
+}

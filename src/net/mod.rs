@@ -1,0 +1,6 @@
+//! Sockets that speak frames: accepting, dialling, TLS on both sides.
+
+pub mod buffer;
+pub mod dial;
+pub mod stream;
+pub mod tls;

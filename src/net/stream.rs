@@ -1,0 +1,153 @@
+//! A connection, plain or TLS, polled by hand: the relay watches two of them in one task.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// A TCP socket that can move between the threads' reactors, also from below a TLS session.
+#[derive(Debug)]
+pub struct Socket(Option<TcpStream>);
+
+impl Socket {
+    /// Takes a connected socket: no Nagle delay, and a peer that vanished is noticed.
+    ///
+    /// # Errors
+    /// The socket refuses an option, which means that it is closed already.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let keepalive =
+            TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(Self(Some(stream)))
+    }
+
+    fn tcp(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        match &mut self.0 {
+            Some(stream) => Ok(Pin::new(stream)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Registers the socket with the reactor of the thread that calls.
+    fn rehome(&mut self) -> io::Result<()> {
+        let Some(stream) = self.0.take() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        self.0 = Some(TcpStream::from_std(stream.into_std()?)?);
+        Ok(())
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.tcp()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.tcp()?.poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp()?.poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp()?.poll_shutdown(cx)
+    }
+}
+
+/// Plain or TLS.
+#[derive(Debug)]
+pub enum Stream {
+    /// Bytes as they are.
+    Plain(Socket),
+    /// Encrypted; boxed because the session is a kilobyte that plain connections need not carry.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Stream {
+    /// Whether bytes are encrypted.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Moves to the reactor of the thread that calls (two `epoll_ctl`).
+    ///
+    /// # Errors
+    /// The socket could not be registered; it is closed then.
+    pub fn rehome(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.rehome(),
+            Self::Tls(tls) => match &mut **tls {
+                TlsStream::Client(stream) => stream.get_mut().0.rehome(),
+                TlsStream::Server(stream) => stream.get_mut().0.rehome(),
+            },
+        }
+    }
+
+    /// Reads once.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>, space: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, space),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, space),
+        }
+    }
+
+    /// Writes from `bytes`, as much as the socket takes at once.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = match self {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+        };
+        match ready!(written)? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => Poll::Ready(Ok(count)),
+        }
+    }
+
+    /// Pushes out what TLS holds back; nothing to do on a plain socket.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
+    }
+
+    /// Writes all of `out` and flushes; ready when `out` is empty and everything left.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, out: &mut BytesMut) -> Poll<io::Result<()>> {
+        while !out.is_empty() {
+            let count = ready!(self.poll_write(cx, out))?;
+            out.advance(count);
+        }
+        self.poll_flush(cx)
+    }
+
+    /// Sends all of `out`.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn send(&mut self, out: &mut BytesMut) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_send(cx, out)).await
+    }
+
+    /// Tells the peer that nothing more comes (FIN, or TLS close_notify and FIN).
+    pub async fn shut_down(&mut self) {
+        // The peer may be gone already: there is nothing left to tell it then.
+        let _ = std::future::poll_fn(|cx| match self {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+        })
+        .await;
+    }
+}

@@ -1,0 +1,256 @@
+//! A server's answers, matched against what is outstanding: what passes to the client, what is the proxy's own.
+//!
+//! Five bytes are looked at and the rest is passed along; only short messages that change what the proxy knows are
+//! read. Nothing is copied unless something of the proxy's own lies between the client's bytes.
+
+use bytes::BytesMut;
+
+use super::ledger::{Said, Skipped, Verdict};
+use super::server::BoundServer;
+use crate::net::buffer::BUFFER_SIZE;
+use crate::wire::frame::{HEADER, Header, peek, split_cstr};
+use crate::wire::report::{ServerReport, Violation};
+use crate::wire::{speak, tag};
+
+/// Messages up to this size are read whole when their content matters; longer ones pass unread.
+const MAX_READ: usize = BUFFER_SIZE / 2;
+
+/// What was heard in one read, for the session to act on. Cleared and reused.
+#[derive(Default)]
+pub struct Heard {
+    /// ReadyForQuery messages that passed to the client.
+    pub readies: usize,
+    /// The proxy's binding was acknowledged.
+    pub bound: bool,
+    /// Settings that PostgreSQL reported as changed by the client.
+    pub settings: Vec<(String, String)>,
+    /// Settings as PostgreSQL reported them while binding.
+    pub bound_settings: Vec<(String, String)>,
+    /// SQLSTATEs of errors that passed.
+    pub errors: Vec<String>,
+    /// Messages of the client that the server skipped.
+    pub skipped: Vec<Skipped>,
+    /// The database refused the seal.
+    pub seal_refused: bool,
+}
+
+impl Heard {
+    fn clear(&mut self) {
+        self.readies = 0;
+        self.bound = false;
+        self.settings.clear();
+        self.bound_settings.clear();
+        self.errors.clear();
+        self.skipped.clear();
+        self.seal_refused = false;
+    }
+}
+
+/// Why a server's answers can no longer be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The binding was refused: the client must see nothing.
+    #[error("binding failed: {} ({})", .0.message, .0.code)]
+    Binding(ServerReport),
+    /// The server does not keep to the protocol.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(#[from] Violation),
+}
+
+impl BoundServer {
+    /// Goes through what was read. Afterwards `to_client` and then [`BoundServer::run`] are the client's.
+    ///
+    /// # Errors
+    /// See [`Broken`]; the server must be closed.
+    pub fn hear(&mut self, to_client: &mut BytesMut, heard: &mut Heard) -> Result<(), Broken> {
+        heard.clear();
+        loop {
+            if !self.finish_body(to_client) {
+                return Ok(());
+            }
+            let (incoming, _, state, _) = self.parts();
+            let rest = &incoming.filled()[state.run..];
+            let Some(header) = peek(rest)? else { return Ok(()) };
+            let is_whole = rest.len() >= header.frame();
+            if !is_whole && is_read(header.tag) && header.frame() <= MAX_READ {
+                return Ok(()); // its end comes with the next read
+            }
+            let verdict = self.judge(header, is_whole, heard)?;
+            self.pass_frame(header, verdict, to_client);
+            if !self.say_what_is_due(to_client) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Deals with the rest of a message whose header is past; false if more of it is still to come.
+    fn finish_body(&mut self, to_client: &mut BytesMut) -> bool {
+        let (incoming, _, state, _) = self.parts();
+        let Some((left, is_clients)) = state.body else { return true };
+        let here = (incoming.filled().len() - state.run).min(left);
+        if is_clients {
+            state.run += here;
+        } else {
+            self.set_aside_run(to_client);
+            self.parts().0.consume(here);
+        }
+        let state = self.parts().2;
+        state.body = (left > here).then_some((left - here, is_clients));
+        state.body.is_none()
+    }
+
+    /// Takes the header's frame, or as much of it as is here, out of the stream.
+    fn pass_frame(&mut self, header: Header, verdict: Verdict, to_client: &mut BytesMut) {
+        self.parts().2.body = Some((header.frame(), verdict == Verdict::Pass));
+        self.finish_body(to_client);
+    }
+
+    /// Moves the run so far out of the way: what follows it is not the client's.
+    fn set_aside_run(&mut self, to_client: &mut BytesMut) {
+        let (incoming, _, state, _) = self.parts();
+        if state.run > 0 {
+            to_client.extend_from_slice(&incoming.filled()[..state.run]);
+            incoming.consume(state.run);
+            state.run = 0;
+        }
+    }
+
+    /// Gives the proxy's own answers whose turn has come. They wait while a message is only half here.
+    fn say_what_is_due(&mut self, to_client: &mut BytesMut) -> bool {
+        if self.parts().2.body.is_some() {
+            return false;
+        }
+        while let Some(said) = self.ledger().to_say() {
+            self.set_aside_run(to_client);
+            match said {
+                Said::ParseComplete { .. } => speak::parse_complete(to_client),
+                Said::CloseComplete { .. } => speak::close_complete(to_client),
+                Said::Error(bytes) => to_client.extend_from_slice(&bytes),
+            }
+        }
+        true
+    }
+
+    /// Gives the proxy's own answers that nothing of the server's precedes.
+    pub fn say(&mut self, to_client: &mut BytesMut) {
+        self.say_what_is_due(to_client);
+    }
+
+    /// Whose message this is, and what it changes.
+    fn judge(&mut self, header: Header, is_whole: bool, heard: &mut Heard) -> Result<Verdict, Broken> {
+        let (incoming, ledger, state, statements) = self.parts();
+        let body = match is_whole {
+            true => &incoming.filled()[state.run..][HEADER..header.frame()],
+            false => &[],
+        };
+        let own = if ledger.is_binding() { Verdict::Swallow } else { Verdict::Pass };
+        match header.tag {
+            tag::DATA_ROW
+            | tag::COPY_DATA
+            | tag::COPY_DONE
+            | tag::PARAMETER_DESCRIPTION
+            | tag::NOTICE_RESPONSE => Ok(own),
+            tag::READY_FOR_QUERY => {
+                let [status] = *body else { return Err(Violation::Malformed(header.tag).into()) };
+                let verdict = ledger.ready(status)?;
+                match verdict {
+                    // The binding is a step of its own: it cannot have left a transaction open.
+                    Verdict::Swallow if status != b'I' => return Err(Violation::Malformed(header.tag).into()),
+                    Verdict::Swallow => heard.bound = true,
+                    Verdict::Pass => heard.readies += 1,
+                }
+                Ok(verdict)
+            }
+            tag::COMMAND_COMPLETE => {
+                let (verdict, _) = ledger.answer(header.tag)?;
+                if verdict == Verdict::Pass {
+                    match leaves_behind(body) {
+                        Leaves::Nothing => {}
+                        Leaves::Something => state.is_dirty = true,
+                        Leaves::NoStatements => {
+                            state.is_dirty = true;
+                            state.unnamed_is_ours = false;
+                            statements.clear();
+                        }
+                    }
+                }
+                Ok(verdict)
+            }
+            tag::PARSE_COMPLETE
+            | tag::BIND_COMPLETE
+            | tag::CLOSE_COMPLETE
+            | tag::ROW_DESCRIPTION
+            | tag::NO_DATA
+            | tag::EMPTY_QUERY_RESPONSE
+            | tag::PORTAL_SUSPENDED => Ok(ledger.answer(header.tag)?.0),
+            tag::ERROR_RESPONSE => {
+                let report = ServerReport::parse(body);
+                if ledger.is_binding() {
+                    return Err(Broken::Binding(report));
+                }
+                state.is_doomed |= matches!(report.severity.as_str(), "FATAL" | "PANIC");
+                // A statement that the server lost (DEALLOCATE inside a function) or whose result type changed.
+                state.is_dirty |= matches!(report.code.as_str(), "26000" | "0A000");
+                if report.code == "42501" && report.message == SEAL_REFUSED {
+                    heard.seal_refused = true;
+                    state.is_doomed = true;
+                }
+                state.unnamed_is_ours = false;
+                heard.errors.push(report.code);
+                Ok(ledger.error(&mut heard.skipped))
+            }
+            tag::PARAMETER_STATUS => {
+                if let Some((name, rest)) = split_cstr(body)
+                    && let Some((value, _)) = split_cstr(rest)
+                {
+                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                    let heard =
+                        if own == Verdict::Pass { &mut heard.settings } else { &mut heard.bound_settings };
+                    heard.push((text(name), text(value)));
+                }
+                Ok(own)
+            }
+            tag::COPY_IN_RESPONSE => Ok(ledger.copy_in()?),
+            tag::COPY_OUT_RESPONSE if own == Verdict::Pass => Ok(own),
+            tag::NOTIFICATION_RESPONSE => {
+                // Only a LISTEN of this very transaction can have asked for it; whatever asked is still on the server.
+                state.is_dirty = true;
+                Ok(own)
+            }
+            other => Err(Violation::Unexpected(other).into()),
+        }
+    }
+}
+
+/// The message by which the database refuses a seal (`architect/sql/interface.sql`).
+const SEAL_REFUSED: &str = "tenant context refused";
+
+/// Messages whose content is looked at.
+fn is_read(kind: u8) -> bool {
+    matches!(kind, tag::READY_FOR_QUERY | tag::COMMAND_COMPLETE | tag::ERROR_RESPONSE | tag::PARAMETER_STATUS)
+}
+
+enum Leaves {
+    Nothing,
+    Something,
+    NoStatements,
+}
+
+/// Whether a command with this tag may leave something on the server that outlives its transaction.
+///
+/// What leaves no trace is listed; all else counts as leaving one. A SELECT may call a function that does
+/// (`set_config`, `pg_advisory_lock`): under a context of its own the next client finds a cleaned server in any
+/// case, and for clients of equal terms SECURITY.md says what they share.
+fn leaves_behind(command_tag: &[u8]) -> Leaves {
+    let command_tag = command_tag.strip_suffix(b"\0").unwrap_or(command_tag);
+    let verb = command_tag.split(|b| *b == b' ').next().unwrap_or_default();
+    match verb {
+        b"SELECT" | b"INSERT" | b"UPDATE" | b"DELETE" | b"MERGE" | b"COPY" | b"FETCH" | b"MOVE"
+        | b"BEGIN" | b"START" | b"COMMIT" | b"ROLLBACK" | b"SAVEPOINT" | b"RELEASE" | b"CLOSE" | b"SHOW"
+        | b"EXPLAIN" | b"LOCK" | b"TRUNCATE" | b"VACUUM" | b"ANALYZE" | b"NOTIFY" | b"REFRESH" => {
+            Leaves::Nothing
+        }
+        b"DISCARD" | b"DEALLOCATE" => Leaves::NoStatements,
+        _ => Leaves::Something,
+    }
+}

@@ -1,0 +1,538 @@
+//! The pool of one database and one role: leases, waiting, opening, cleaning, closing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use tokio::sync::oneshot;
+
+use super::ledger::TransactionOver;
+use super::server::{BoundServer, CleanServer, Idle, Place, Resting, Shard, TermsDigest, UsedServer};
+use super::shelf::{self, Choice, Offer};
+use super::statement::Registry;
+use crate::config::PoolLimits;
+use crate::net::dial::{DialError, Dialer};
+use crate::observe::metrics::DatabaseMetrics;
+use crate::tenancy::context::TenantContext;
+use crate::tenancy::seal::Sealer;
+use crate::tenancy::settings::Settings;
+use crate::wire::report::{Report, Sqlstate};
+
+/// How long to wait before trying again to open a server, after the first failure and at most.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+/// Servers that may be signing in at the same time in one pool: more would only slow each other down.
+const MAX_OPENING: usize = 4;
+
+/// What a pool is made of.
+pub struct PoolSettings {
+    /// The client's name of the database, for messages.
+    pub database: String,
+    /// The role on the server.
+    pub role: String,
+    /// How to open a server.
+    pub dialer: Dialer,
+    /// Its bounds.
+    pub limits: PoolLimits,
+    /// Makes the seals; none where no key is configured, and then no context can be bound.
+    pub sealer: Option<Arc<Sealer>>,
+    /// Where it reports.
+    pub metrics: Arc<DatabaseMetrics>,
+}
+
+/// What a client's transactions run under: its context, if it has one, and its settings.
+#[derive(Clone)]
+pub struct Terms {
+    context: Option<Arc<TenantContext>>,
+    settings: Arc<Settings>,
+    digest: TermsDigest,
+}
+
+impl Terms {
+    /// Terms of a client.
+    pub fn new(context: Option<Arc<TenantContext>>, settings: Arc<Settings>) -> Self {
+        let mut bytes = Vec::new();
+        let mut put = |part: &[u8]| {
+            bytes.extend((part.len() as u64).to_be_bytes());
+            bytes.extend(part);
+        };
+        match &context {
+            None => put(b"plain"),
+            Some(context) => {
+                put(b"context");
+                put(context.organization().as_str().as_bytes());
+                put(context.project().map_or("", |project| project.as_str()).as_bytes());
+                put(context.payload_digest());
+            }
+        }
+        for (name, value) in settings.iter() {
+            put(name.as_bytes());
+            put(value.as_bytes());
+        }
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+        Self { context, settings, digest: TermsDigest(hash) }
+    }
+
+    /// The same context with other settings.
+    #[must_use]
+    pub fn with_settings(&self, settings: Settings) -> Self {
+        Self::new(self.context.clone(), Arc::new(settings))
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The context.
+    pub fn context(&self) -> Option<&TenantContext> {
+        self.context.as_deref()
+    }
+}
+
+/// Servers, and clients that wait for them.
+pub struct Pool {
+    settings: PoolSettings,
+    registry: Registry,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Least recently used first.
+    idle: Vec<Idle>,
+    waiting: VecDeque<Waiter>,
+    /// Places taken: servers in any state, those being opened or cleaned included.
+    open: usize,
+    opening: usize,
+    /// ParameterStatus of the newest server.
+    parameters: Option<Arc<BTreeMap<String, String>>>,
+    /// Why the last attempt to open a server failed; none after a success.
+    trouble: Option<DialError>,
+    /// How many clean servers were missed lately: as many are cleaned ahead of the next ones who want them.
+    clean_wanted: usize,
+    /// No more servers are opened: the process ends.
+    is_closing: bool,
+}
+
+struct Waiter {
+    hand: oneshot::Sender<Result<Idle, Report>>,
+}
+
+/// A pool's numbers at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolCount {
+    /// Servers that exist or are being opened.
+    pub open: usize,
+    /// Of them, on the shelf.
+    pub idle: usize,
+    /// Clients in line.
+    pub waiting: usize,
+    /// The bound.
+    pub size: usize,
+}
+
+impl Pool {
+    /// An empty pool; servers are opened when they are needed.
+    pub fn new(settings: PoolSettings) -> Arc<Self> {
+        Arc::new(Self { settings, registry: Registry::default(), state: Mutex::default() })
+    }
+
+    /// The prepared statements that its clients share.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Where it reports.
+    pub fn metrics(&self) -> &DatabaseMetrics {
+        &self.settings.metrics
+    }
+
+    /// Its numbers now.
+    pub fn count(&self) -> PoolCount {
+        let state = self.lock();
+        let (open, idle, waiting) = (state.open, state.idle.len(), state.waiting.len());
+        PoolCount { open, idle, waiting, size: self.settings.limits.size }
+    }
+
+    /// Why it cannot serve, if the last attempt to open a server failed and none is open.
+    pub fn trouble(&self) -> Option<DialError> {
+        let state = self.lock();
+        state.trouble.clone().filter(|_| state.idle.is_empty())
+    }
+
+    /// What PostgreSQL reports at sign-in, asked of a server once.
+    ///
+    /// # Errors
+    /// No server can be had.
+    pub async fn parameters(self: &Arc<Self>, shard: Shard) -> Result<Arc<BTreeMap<String, String>>, Report> {
+        let known = self.lock().parameters.clone();
+        if let Some(parameters) = known {
+            return Ok(parameters);
+        }
+        let nothing = Terms::new(None, Arc::default());
+        let server = self.take(&nothing, shard).await?;
+        self.put_back(server);
+        self.lock().parameters.clone().ok_or_else(|| Report::new(Sqlstate::INTERNAL, "no server parameters"))
+    }
+
+    /// Leases a server under `terms`: bound already, or with the binding queued ahead of whatever the client sends.
+    ///
+    /// # Errors
+    /// None came free within `wait_timeout` (53300), or PostgreSQL cannot be reached or refuses the role.
+    pub async fn lease(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<BoundServer, Report> {
+        let mut server = self.take(terms, shard).await?;
+        let metrics = &self.settings.metrics;
+        let mut was_cleaned = false;
+        loop {
+            match server {
+                Idle::Used(used) if used.serves(terms.digest, SystemTime::now()) => {
+                    metrics.reused.increment(1);
+                    return Ok(used.reuse());
+                }
+                Idle::Clean(clean, _) => {
+                    let kind = if was_cleaned { &metrics.switched } else { &metrics.bound };
+                    kind.increment(1);
+                    return self.bind(clean, terms);
+                }
+                Idle::Used(used) => match used.clean().await {
+                    Ok(clean) => {
+                        was_cleaned = true;
+                        server = Idle::Clean(clean, Instant::now());
+                    }
+                    Err(unclean) => {
+                        // Its place is free again; another server takes its part.
+                        tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be cleaned and was closed");
+                        server = self.take(terms, shard).await?;
+                    }
+                },
+            }
+        }
+    }
+
+    fn bind(&self, server: CleanServer, terms: &Terms) -> Result<BoundServer, Report> {
+        let sealed = match (&terms.context, &self.settings.sealer) {
+            (None, _) => None,
+            (Some(context), Some(sealer)) => {
+                Some((sealer.seal(context, server.pid(), SystemTime::now()), context))
+            }
+            (Some(_), None) => {
+                return Err(Report::new(
+                    Sqlstate::INTERNAL,
+                    "a context cannot be sealed without context.seal_key",
+                ));
+            }
+        };
+        let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, &***context));
+        Ok(server.bind(sealed, terms.settings(), terms.digest))
+    }
+
+    /// Takes a server from the shelf, or waits for one.
+    async fn take(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<Idle, Report> {
+        loop {
+            let mut server = match self.choose(terms, shard) {
+                Ok(server) => server,
+                Err(turn) => self.wait(turn).await?,
+            };
+            // The reactor has noticed if the server closed or spoke while nobody held it; no system call is made here.
+            let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
+            if alive && server.rehome(shard).is_ok() {
+                return Ok(server);
+            }
+        }
+    }
+
+    fn choose(
+        self: &Arc<Self>,
+        terms: &Terms,
+        shard: Shard,
+    ) -> Result<Idle, oneshot::Receiver<Result<Idle, Report>>> {
+        let now = SystemTime::now();
+        let mut state = self.lock();
+        let has_room = state.open < self.settings.limits.size && state.opening < MAX_OPENING;
+        let offers = state.idle.iter().map(|idle| offer(idle, terms.digest, shard, now));
+        match shelf::choose(offers, has_room) {
+            Choice::Take { index, grow } => {
+                let server = state.idle.remove(index);
+                if !matches!(&server, Idle::Used(used) if used.serves(terms.digest, now)) {
+                    state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
+                }
+                if grow && state.opening == 0 {
+                    self.open(&mut state, shard);
+                }
+                Ok(server)
+            }
+            choice @ (Choice::Open | Choice::Wait) => {
+                if state.is_closing {
+                    return Err(oneshot::channel().1); // its sender is gone: "shutting down"
+                }
+                let (hand, turn) = oneshot::channel();
+                state.waiting.push_back(Waiter { hand });
+                if choice == Choice::Open {
+                    self.open(&mut state, shard);
+                }
+                Err(turn)
+            }
+        }
+    }
+
+    async fn wait(&self, turn: oneshot::Receiver<Result<Idle, Report>>) -> Result<Idle, Report> {
+        match tokio::time::timeout(self.settings.limits.wait_timeout, turn).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
+            Err(_) => Err(self.waited_too_long()),
+        }
+    }
+
+    fn waited_too_long(&self) -> Report {
+        let (count, trouble) = (self.count(), self.trouble());
+        let limit = self.settings.limits.wait_timeout;
+        if let Some(trouble) = trouble {
+            return refused(&trouble)
+                .hint(format!("No server could be opened within wait_timeout ({limit:?})."));
+        }
+        Report::new(
+            Sqlstate::TOO_MANY_CONNECTIONS,
+            format!("no server came free within wait_timeout ({limit:?})"),
+        )
+        .detail(format!(
+            "Pool {}: {} of {} servers open, {} of them idle, {} clients waiting.",
+            self.name(),
+            count.open,
+            count.size,
+            count.idle,
+            count.waiting
+        ))
+        .hint("Raise pool.size or wait_timeout, or make transactions shorter.")
+    }
+
+    /// Gives a server back at the end of a transaction: to who waits, or to the shelf.
+    pub fn release(self: &Arc<Self>, server: BoundServer, over: TransactionOver) {
+        if let Some(used) = server.release(over) {
+            self.put_back(Idle::Used(used));
+        }
+    }
+
+    fn put_back(self: &Arc<Self>, mut server: Idle) {
+        let mut state = self.lock();
+        while let Some(waiter) = next_waiter(&mut state.waiting) {
+            match waiter.hand.send(Ok(server)) {
+                Ok(()) => return,
+                // Who waited gave up; the server goes to the next.
+                Err(Ok(unclaimed)) => server = unclaimed,
+                Err(Err(_)) => return,
+            }
+        }
+        if let Idle::Used(used) = server {
+            if used.is_dirty() {
+                drop(state);
+                return self.clean_in_background(used);
+            }
+            server = Idle::Used(used);
+        }
+        state.idle.push(server);
+        self.keep_one_clean(state);
+    }
+
+    /// Cleans the server that was used least recently when clean ones were missed lately and none is left, so that
+    /// the next client with other terms need not wait for it. Where all clients share their terms, none is missed.
+    fn keep_one_clean(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        if state.clean_wanted == 0 {
+            return;
+        }
+        let is_clean = state.idle.iter().map(|idle| matches!(idle, Idle::Clean(..)));
+        let Some(index) = shelf::to_clean(is_clean) else { return };
+        state.clean_wanted -= 1;
+        if let Idle::Used(used) = state.idle.remove(index) {
+            drop(state);
+            self.clean_in_background(used);
+        }
+    }
+
+    fn clean_in_background(self: &Arc<Self>, used: UsedServer) {
+        let pool = self.clone();
+        tokio::spawn(async move {
+            match used.clean().await {
+                Ok(clean) => pool.put_back(Idle::Clean(clean, Instant::now())),
+                Err(unclean) => {
+                    tracing::warn!(pool = pool.name(), reason = %unclean, "a server could not be cleaned and was closed");
+                }
+            }
+        });
+    }
+
+    /// Opens one more server in the background.
+    fn open(self: &Arc<Self>, state: &mut State, shard: Shard) {
+        state.open += 1;
+        state.opening += 1;
+        let pool = self.clone();
+        let vacate = Arc::downgrade(self);
+        let place = Place::new(move || {
+            if let Some(pool) = vacate.upgrade() {
+                pool.vacated(shard);
+            }
+        });
+        tokio::spawn(async move { pool.open_one(shard, place).await });
+    }
+
+    async fn open_one(self: &Arc<Self>, shard: Shard, place: Place) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let error = match self.settings.dialer.dial().await {
+                Ok(dialled) => {
+                    let parameters = Arc::new(dialled.parameters.clone());
+                    match CleanServer::prepare(dialled, shard, place).await {
+                        Ok(server) => {
+                            self.opened(parameters, server);
+                        }
+                        Err(unclean) => {
+                            self.lock().opening -= 1;
+                            tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");
+                        }
+                    }
+                    return;
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(pool = self.name(), reason = %error, "cannot open a server");
+            if !self.goes_on_opening(&error) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MOST);
+        }
+    }
+
+    /// After a failure: whether it is worth trying again, which is as long as it may pass and somebody waits.
+    fn goes_on_opening(&self, error: &DialError) -> bool {
+        let mut state = self.lock();
+        state.trouble = Some(error.clone());
+        if !error.is_passing() {
+            for waiter in state.waiting.drain(..) {
+                // Whoever gave up meanwhile is not to be told.
+                let _ = waiter.hand.send(Err(refused(error)));
+            }
+        }
+        state.waiting.retain(|waiter| !waiter.hand.is_closed());
+        if state.waiting.is_empty() {
+            state.opening -= 1;
+            return false;
+        }
+        true
+    }
+
+    fn opened(self: &Arc<Self>, parameters: Arc<BTreeMap<String, String>>, server: CleanServer) {
+        {
+            let mut state = self.lock();
+            state.opening -= 1;
+            state.trouble = None;
+            state.parameters = Some(parameters);
+        }
+        self.put_back(Idle::Clean(server, Instant::now()));
+    }
+
+    /// A server is gone; if clients wait, another is opened for them.
+    fn vacated(self: &Arc<Self>, shard: Shard) {
+        let mut state = self.lock();
+        state.open -= 1;
+        let wanted = state.waiting.iter().any(|waiter| !waiter.hand.is_closed());
+        // Outside a runtime (the process ends) nothing more is opened.
+        let can_spawn = tokio::runtime::Handle::try_current().is_ok();
+        if wanted
+            && can_spawn
+            && !state.is_closing
+            && state.open < self.settings.limits.size
+            && state.opening < MAX_OPENING
+        {
+            self.open(&mut state, shard);
+        }
+    }
+
+    /// Closes idle servers that are too old or idle for too long. Called by the keeper once a second.
+    pub fn close_expired(&self, now: Instant) {
+        let limits = self.settings.limits;
+        let expired: Vec<Idle> = {
+            let mut state = self.lock();
+            let is_expired = |idle: &mut Idle| {
+                now.saturating_duration_since(idle.since()) > limits.idle_timeout
+                    || now.saturating_duration_since(idle.born()) > limits.max_age
+            };
+            state.idle.extract_if(.., is_expired).collect()
+        };
+        // Outside the lock: closing gives the places back, which takes it.
+        expired.into_iter().for_each(Resting::close);
+    }
+
+    /// Looks whether PostgreSQL answers, while no server is open that would show it: readiness must not depend on
+    /// clients coming first. Called by the keeper once a second.
+    pub async fn check(&self) {
+        let known = {
+            let state = self.lock();
+            state.open > 0 || state.trouble.as_ref().is_some_and(|trouble| !trouble.is_passing())
+        };
+        if known {
+            return;
+        }
+        let outcome = self.settings.dialer.probe().await;
+        let mut state = self.lock();
+        if state.open == 0 {
+            state.trouble = outcome.err();
+        }
+    }
+
+    /// Closes every idle server, at the end of the process.
+    pub fn close_idle(&self) {
+        let idle = {
+            let mut state = self.lock();
+            state.is_closing = true;
+            state.waiting.clear();
+            std::mem::take(&mut state.idle)
+        };
+        idle.into_iter().for_each(Resting::close);
+    }
+
+    /// Cancels what a server runs, for a client that asked or is gone.
+    pub fn dialer(&self) -> &Dialer {
+        &self.settings.dialer
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.settings.database, self.settings.role)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held cannot have left it inconsistent in a way that matters more than serving on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn offer(idle: &Idle, wanted: TermsDigest, shard: Shard, now: SystemTime) -> Offer {
+    let (serves, is_clean) = match idle {
+        Idle::Clean(..) => (false, true),
+        Idle::Used(used) => (used.serves(wanted, now), false),
+    };
+    Offer { serves, is_clean, is_home: idle.shard() == shard }
+}
+
+/// First come, first served among those who still wait.
+fn next_waiter(waiting: &mut VecDeque<Waiter>) -> Option<Waiter> {
+    loop {
+        let waiter = waiting.pop_front()?;
+        if !waiter.hand.is_closed() {
+            return Some(waiter);
+        }
+    }
+}
+
+/// Tells a client why no server could be opened.
+fn refused(error: &DialError) -> Report {
+    let code = match error {
+        DialError::Unreachable { .. } => Sqlstate::CANNOT_CONNECT,
+        DialError::Refused { .. } | DialError::Unsupported { .. } => Sqlstate::SERVER_REJECTED,
+    };
+    Report::new(code, error.to_string())
+}

@@ -1,0 +1,256 @@
+//! What a server still owes: one entry per message sent, settled by its answers in order. Pure.
+//!
+//! It is how the proxy knows that a transaction is over, which answers are its own to swallow, and which
+//! messages the server skipped after an error (PostgreSQL documentation, 53.2.3 "Extended Query").
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::statement::Statement;
+use crate::wire::report::Violation;
+use crate::wire::tag;
+
+/// A message whose answer is due.
+#[derive(Debug)]
+pub enum Due {
+    /// The proxy's binding or cleaning; everything up to its ReadyForQuery is the proxy's own business.
+    Binding,
+    /// A simple query: answers up to ReadyForQuery.
+    Query,
+    /// Sync: ReadyForQuery.
+    Sync,
+    /// A client's Parse that was passed on: ParseComplete. Takes back the client's name for it if it fails.
+    Parse {
+        /// The client's name; none for the unnamed statement.
+        name: Option<Box<[u8]>>,
+        /// What the server now has, for named ones.
+        statement: Option<Arc<Statement>>,
+    },
+    /// A Parse that the proxy added: its ParseComplete is swallowed.
+    Ensure(Arc<Statement>),
+    /// A Parse or Close of the unnamed statement that the proxy added: its answer is swallowed.
+    Unnamed,
+    /// Bind: BindComplete.
+    Bind,
+    /// Describe: RowDescription or NoData.
+    Describe,
+    /// Execute: CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute,
+    /// Close of a portal: CloseComplete.
+    Close,
+    /// CopyDone or CopyFail: no answer of its own; marks which Syncs a COPY swallowed.
+    CopyEnd,
+    /// An answer that the proxy gives itself when its turn comes.
+    Said(Said),
+}
+
+impl Due {
+    /// Whether a Sync must follow before the server is at rest again.
+    fn opens_batch(&self) -> bool {
+        !matches!(self, Due::Query | Due::Sync | Due::Binding | Due::CopyEnd)
+    }
+}
+
+/// Answers that the proxy gives in the server's place, in order.
+#[derive(Debug)]
+pub enum Said {
+    /// The statement is on this server already.
+    ParseComplete {
+        /// The client's name, taken back if the message turns out to be skipped.
+        name: Box<[u8]>,
+    },
+    /// A statement's Close stays in the proxy, where its name lives.
+    CloseComplete {
+        /// What the client closed, put back if the message turns out to be skipped.
+        closed: Option<(Box<[u8]>, Arc<Statement>)>,
+    },
+    /// An ErrorResponse, ready to send; the rest up to Sync was skipped when it was made.
+    Error(Box<[u8]>),
+}
+
+/// What an answer means for who sees it.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub enum Verdict {
+    /// The client's.
+    Pass,
+    /// The proxy's.
+    Swallow,
+}
+
+/// A message that the server skipped after an error.
+#[derive(Debug)]
+pub enum Skipped {
+    /// The client's name for a statement that was not made.
+    Parse(Box<[u8]>),
+    /// A Close that did not happen.
+    Close(Box<[u8]>, Arc<Statement>),
+    /// A statement that the server does not have after all.
+    NotOnServer(u64),
+}
+
+/// Proof that a transaction is over: ReadyForQuery said idle and nothing is outstanding. Only [`Ledger::over`] makes one.
+#[derive(Debug)]
+pub struct TransactionOver(());
+
+/// The state in the last ReadyForQuery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Idle,
+    InTransaction,
+}
+
+/// Everything outstanding on one server.
+#[derive(Debug)]
+pub struct Ledger {
+    due: VecDeque<Due>,
+    status: Status,
+    /// Answers came since the last ReadyForQuery (a Flush was answered), so a Sync is still to come.
+    open_batch: bool,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { due: VecDeque::with_capacity(8), status: Status::Idle, open_batch: false }
+    }
+}
+
+impl Ledger {
+    /// A message left for the server.
+    pub fn push(&mut self, due: Due) {
+        self.open_batch |= due.opens_batch();
+        self.due.push_back(due);
+    }
+
+    /// Whether an answer is due.
+    pub fn is_waiting(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Whether the proxy's own binding is not yet acknowledged.
+    pub fn is_binding(&self) -> bool {
+        matches!(self.due.front(), Some(Due::Binding))
+    }
+
+    /// Whether the transaction is over: the only place where the proof is made.
+    pub fn over(&self) -> Option<TransactionOver> {
+        let over = self.due.is_empty() && self.status == Status::Idle && !self.open_batch;
+        over.then_some(TransactionOver(()))
+    }
+
+    /// What the proxy must say now, before anything else that comes from the server.
+    pub fn to_say(&mut self) -> Option<Said> {
+        loop {
+            match self.due.front() {
+                Some(Due::Said(_)) => match self.due.pop_front() {
+                    Some(Due::Said(said)) => return Some(said),
+                    _ => return None,
+                },
+                Some(Due::CopyEnd) => drop(self.due.pop_front()),
+                _ => return None,
+            }
+        }
+    }
+
+    /// ReadyForQuery arrived.
+    ///
+    /// # Errors
+    /// None was due: the two sides no longer agree, and nothing further can be trusted.
+    pub fn ready(&mut self, status: u8) -> Result<Verdict, Violation> {
+        let verdict = match self.due.pop_front() {
+            Some(Due::Binding) => Verdict::Swallow,
+            Some(Due::Query | Due::Sync) => Verdict::Pass,
+            _ => return Err(Violation::Unexpected(tag::READY_FOR_QUERY)),
+        };
+        self.status = match status {
+            b'I' => Status::Idle,
+            b'T' | b'E' => Status::InTransaction,
+            _ => return Err(Violation::Malformed(tag::READY_FOR_QUERY)),
+        };
+        self.open_batch = self.due.iter().any(Due::opens_batch);
+        Ok(verdict)
+    }
+
+    /// An answer to one message arrived: settles the front entry if this is what it waits for.
+    /// Reports the statement that the server has from now on.
+    ///
+    /// # Errors
+    /// An answer that nothing asked for.
+    pub fn answer(&mut self, kind: u8) -> Result<(Verdict, Option<Arc<Statement>>), Violation> {
+        let front = match self.due.front() {
+            Some(Due::Binding) => return Ok((Verdict::Swallow, None)),
+            // Answers inside a simple query are its own; ReadyForQuery ends it.
+            Some(Due::Query) => return Ok((Verdict::Pass, None)),
+            Some(front) => front,
+            None => return Err(Violation::Unexpected(kind)),
+        };
+        let settles = match front {
+            Due::Parse { .. } | Due::Ensure(_) => kind == tag::PARSE_COMPLETE,
+            Due::Unnamed => matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE),
+            Due::Bind => kind == tag::BIND_COMPLETE,
+            Due::Describe => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
+            Due::Execute => {
+                matches!(kind, tag::COMMAND_COMPLETE | tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED)
+            }
+            Due::Close => kind == tag::CLOSE_COMPLETE,
+            _ => false,
+        };
+        if !settles {
+            return Err(Violation::Unexpected(kind));
+        }
+        Ok(match self.due.pop_front() {
+            Some(Due::Ensure(statement)) => (Verdict::Swallow, Some(statement)),
+            Some(Due::Unnamed) => (Verdict::Swallow, None),
+            Some(Due::Parse { statement, .. }) => (Verdict::Pass, statement),
+            _ => (Verdict::Pass, None),
+        })
+    }
+
+    /// An ErrorResponse arrived: in the extended protocol the server skips everything up to the next Sync.
+    pub fn error(&mut self, skipped: &mut Vec<Skipped>) -> Verdict {
+        if self.is_binding() {
+            return Verdict::Swallow;
+        }
+        while let Some(front) = self.due.front() {
+            if matches!(front, Due::Query | Due::Sync) {
+                break;
+            }
+            match self.due.pop_front() {
+                Some(Due::Parse { name, statement }) => {
+                    skipped.extend(statement.map(|statement| Skipped::NotOnServer(statement.id)));
+                    skipped.extend(name.map(Skipped::Parse));
+                }
+                Some(Due::Ensure(statement)) => skipped.push(Skipped::NotOnServer(statement.id)),
+                Some(Due::Said(Said::ParseComplete { name })) => skipped.push(Skipped::Parse(name)),
+                Some(Due::Said(Said::CloseComplete { closed: Some((name, statement)) })) => {
+                    skipped.push(Skipped::Close(name, statement));
+                }
+                _ => {}
+            }
+        }
+        Verdict::Pass
+    }
+
+    /// CopyInResponse arrived: the server ignores every Sync that was sent before the end of the copy data.
+    ///
+    /// # Errors
+    /// Other messages were pipelined behind the COPY; the server will take one of them for copy data that is broken,
+    /// and which answers then belong to what cannot be known.
+    pub fn copy_in(&mut self) -> Result<Verdict, Violation> {
+        if self.is_binding() {
+            return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
+        }
+        if !matches!(self.due.front(), Some(Due::Query | Due::Execute)) {
+            return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
+        }
+        let end = self.due.iter().position(|due| matches!(due, Due::CopyEnd)).unwrap_or(self.due.len());
+        if self.due.iter().take(end).skip(1).any(|due| !matches!(due, Due::Sync)) {
+            return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
+        }
+        self.due.drain(1..end);
+        Ok(Verdict::Pass)
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger/tests.rs"]
+mod tests;

@@ -1,0 +1,13 @@
+//! Connections and turns: servers, who holds them, and who is next.
+//!
+//! [`Pool`] is the servers of one database and one role. [`server`] holds the types of custody (clean, bound, used),
+//! [`shelf`] the pure decisions, [`ledger`] what a server still owes.
+
+pub mod answers;
+mod lease;
+pub mod ledger;
+pub mod server;
+pub mod shelf;
+pub mod statement;
+
+pub use lease::{Pool, PoolSettings, Terms};

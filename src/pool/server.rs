@@ -1,0 +1,488 @@
+//! A connection to PostgreSQL, and the types that say what may be done with it.
+//!
+//! ```text
+//! dial --> CleanServer --bind--> BoundServer --release(TransactionOver)--> UsedServer --clean--> CleanServer
+//!                                    ^                                         |
+//!                                    +------ reused under an equal context ----+
+//! ```
+//! Only a [`BoundServer`] carries client bytes. Dropping any of them closes the socket and frees its place in the pool.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+
+use super::ledger::{Due, Ledger, TransactionOver};
+use super::statement::Statement;
+use crate::net::buffer::Buffer;
+use crate::net::dial::Dialled;
+use crate::net::stream::Stream;
+use crate::tenancy::context::TenantContext;
+use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
+use crate::tenancy::settings::Settings;
+use crate::tenancy::statements;
+use crate::wire::frame::{HEADER, peek};
+use crate::wire::report::ServerReport;
+use crate::wire::startup::CancelKey;
+use crate::wire::{message, speak, tag};
+
+/// A server that does not acknowledge its cleaning within this time is closed.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Prepared statements on one server; past this number it is cleaned, which drops them all.
+const MAX_STATEMENTS: usize = 1_000;
+
+/// The thread whose reactor a server's socket is registered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard(pub usize);
+
+/// What two leases must share for one server to serve both without cleaning: the context and the client's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TermsDigest(pub [u8; 32]);
+
+/// A place in the pool; whoever drops it lets another server be opened.
+pub struct Place(Box<dyn FnOnce() + Send>);
+
+impl Place {
+    /// Calls `vacate` when the server is gone.
+    pub fn new(vacate: impl FnOnce() + Send + 'static) -> Self {
+        Self(Box::new(vacate))
+    }
+}
+
+/// What every state of a server has.
+struct Core {
+    stream: Stream,
+    incoming: Buffer,
+    outgoing: BytesMut,
+    ledger: Ledger,
+    key: Arc<CancelKey>,
+    statements: HashSet<u64>,
+    born: Instant,
+    shard: Shard,
+    place: Option<Place>,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(Place(vacate)) = self.place.take() {
+            vacate();
+        }
+    }
+}
+
+impl Core {
+    /// Reads the answers to messages of the proxy's own up to `readies` ReadyForQuery; anything but success is an error.
+    async fn acknowledge(&mut self, readies: usize) -> Result<(), Unclean> {
+        self.acknowledge_with(readies, |_, _| {}).await
+    }
+
+    /// The same, and shows every other message.
+    async fn acknowledge_with(
+        &mut self,
+        mut readies: usize,
+        mut seen: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Unclean> {
+        self.stream.send(&mut self.outgoing).await.map_err(Unclean::Gone)?;
+        loop {
+            while let Some(header) = peek(self.incoming.filled()).map_err(|_| Unclean::Protocol)? {
+                if header.frame() > MAX_ACKNOWLEDGEMENT {
+                    return Err(Unclean::Protocol);
+                }
+                let Some(body) = self.incoming.filled().get(HEADER..header.frame()) else { break };
+                match header.tag {
+                    tag::ERROR_RESPONSE => return Err(Unclean::Refused(ServerReport::parse(body))),
+                    tag::READY_FOR_QUERY if body == b"I" => readies = readies.saturating_sub(1),
+                    tag::READY_FOR_QUERY => return Err(Unclean::Protocol),
+                    // Completions, reported settings, notices and notifications of the last client.
+                    other => seen(other, body),
+                }
+                self.incoming.consume(header.frame());
+            }
+            if readies == 0 {
+                return if self.incoming.is_empty() { Ok(()) } else { Err(Unclean::Protocol) };
+            }
+            match poll_fn(|cx| self.incoming.poll_fill(&mut self.stream, cx)).await {
+                Ok(0) => return Err(Unclean::Gone(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(e) => return Err(Unclean::Gone(e)),
+            }
+        }
+    }
+
+    async fn acknowledge_in_time(&mut self, readies: usize) -> Result<(), Unclean> {
+        match tokio::time::timeout(CLEAN_TIMEOUT, self.acknowledge(readies)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Unclean::Gone(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Whether an idle server said something or closed: notices are dropped, anything else ends it.
+    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            match self.incoming.poll_fill(&mut self.stream, cx) {
+                Poll::Pending => return self.incoming.is_empty(),
+                Poll::Ready(Ok(0) | Err(_)) => return false,
+                Poll::Ready(Ok(_)) => {}
+            }
+            while let Ok(Some(header)) = peek(self.incoming.filled()) {
+                let harmless = matches!(
+                    header.tag,
+                    tag::NOTICE_RESPONSE | tag::PARAMETER_STATUS | tag::NOTIFICATION_RESPONSE
+                );
+                if !harmless || header.frame() > MAX_ACKNOWLEDGEMENT {
+                    return false;
+                }
+                if self.incoming.filled().len() < header.frame() {
+                    break;
+                }
+                self.incoming.consume(header.frame());
+            }
+            if self.incoming.is_full() {
+                return false;
+            }
+        }
+    }
+}
+
+/// No message of an acknowledgement is longer.
+const MAX_ACKNOWLEDGEMENT: usize = 16 * 1024;
+
+/// A server that could not be shown clean. It is closed.
+#[derive(Debug, thiserror::Error)]
+pub enum Unclean {
+    /// The connection broke or timed out.
+    #[error("the server connection broke: {0}")]
+    Gone(#[source] io::Error),
+    /// PostgreSQL refused a statement of the cleaning.
+    #[error("PostgreSQL refused it: {} ({})", .0.message, .0.code)]
+    Refused(ServerReport),
+    /// The answers were not those of a cleaning.
+    #[error("unexpected answer")]
+    Protocol,
+}
+
+/// A server with nothing of anyone on it: its last cleaning (or its start) was acknowledged without an error.
+pub struct CleanServer(Core);
+
+impl CleanServer {
+    /// Makes a signed-in connection ready for its first binding.
+    ///
+    /// # Errors
+    /// It does not acknowledge.
+    pub async fn prepare(dialled: Dialled, shard: Shard, place: Place) -> Result<Self, Unclean> {
+        let mut core = Core {
+            stream: dialled.stream,
+            incoming: dialled.incoming,
+            outgoing: BytesMut::new(),
+            ledger: Ledger::default(),
+            key: Arc::new(dialled.key),
+            statements: HashSet::new(),
+            born: Instant::now(),
+            shard,
+            place: Some(place),
+        };
+        statements::prepare(&mut core.outgoing);
+        core.acknowledge_in_time(statements::PREPARE_READIES).await?;
+        Ok(Self(core))
+    }
+
+    /// The server process, which the seal is bound to.
+    pub fn pid(&self) -> ServerPid {
+        ServerPid(self.0.key.pid)
+    }
+
+    /// Asks a question of the proxy's own and gets the columns of the first row, as text. Not for clients' words.
+    ///
+    /// # Errors
+    /// PostgreSQL refused it or is gone.
+    pub async fn ask(&mut self, sql: &str) -> Result<Vec<String>, Unclean> {
+        speak::query(sql, &mut self.0.outgoing);
+        let mut row = Vec::new();
+        let asked = self.0.acknowledge_with(1, |kind, body| {
+            if kind == tag::DATA_ROW {
+                row = message::text_columns(body);
+            }
+        });
+        match tokio::time::timeout(CLEAN_TIMEOUT, asked).await {
+            Ok(outcome) => outcome.map(|()| row),
+            Err(_) => Err(Unclean::Gone(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Puts the server under a context: queues the binding, which leaves in the same write as the client's first bytes.
+    /// Until it is acknowledged, nothing that comes back is passed on.
+    pub fn bind(
+        mut self,
+        sealed: Option<(&SealedContext, &TenantContext)>,
+        settings: &Settings,
+        digest: TermsDigest,
+    ) -> BoundServer {
+        let bound = sealed.map(|(sealed, context)| (sealed, context.payload()));
+        if statements::bind(bound, settings, &mut self.0.outgoing) {
+            self.0.ledger.push(Due::Binding);
+        }
+        let lapse = sealed.map(|(sealed, _)| sealed.lapse());
+        BoundServer { core: self.0, digest, lapse, state: LeaseState::default(), is_reused: false }
+    }
+}
+
+/// What a lease knows of its server beyond what stays when it ends.
+#[derive(Default)]
+pub(super) struct LeaseState {
+    /// Client's bytes of `incoming` that are ready to pass on.
+    pub(super) run: usize,
+    /// Bytes of the current message that are still to come, and whether they are the client's.
+    pub(super) body: Option<(usize, bool)>,
+    /// Whether the unnamed statement on the server is this client's.
+    pub(super) unnamed_is_ours: bool,
+    /// Something was seen that may outlive the transaction: it is cleaned before anyone else gets it.
+    pub(super) is_dirty: bool,
+    /// It is closed when the transaction is over (a refused seal, a FATAL error).
+    pub(super) is_doomed: bool,
+}
+
+/// A server under a client's context: the only thing that carries client bytes.
+pub struct BoundServer {
+    core: Core,
+    digest: TermsDigest,
+    lapse: Option<Lapse>,
+    state: LeaseState,
+    is_reused: bool,
+}
+
+impl BoundServer {
+    /// Queues a client's bytes.
+    pub fn carry(&mut self, bytes: &[u8]) {
+        self.core.outgoing.extend_from_slice(bytes);
+    }
+
+    /// Notes that a message was queued whose answer is due.
+    pub fn owe(&mut self, due: Due) {
+        self.core.ledger.push(due);
+    }
+
+    /// Where the proxy's own messages between the client's are queued.
+    pub fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.core.outgoing
+    }
+
+    /// What is outstanding.
+    pub fn ledger(&mut self) -> &mut Ledger {
+        &mut self.core.ledger
+    }
+
+    /// Whether the server has, or is about to have, this statement; notes that it will.
+    pub fn will_have(&mut self, statement: &Arc<Statement>) -> bool {
+        !self.core.statements.insert(statement.id)
+    }
+
+    /// Takes back that the server has a statement.
+    pub fn lacks(&mut self, id: u64) {
+        self.core.statements.remove(&id);
+    }
+
+    /// Whether the unnamed statement on the server is this client's; what the server has is set by the caller.
+    pub fn unnamed_is_ours(&mut self) -> &mut bool {
+        &mut self.state.unnamed_is_ours
+    }
+
+    /// Whether the lease began on a server that was bound already.
+    pub fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
+    /// Identifies the server process for a cancel request.
+    pub fn cancel_key(&self) -> &Arc<CancelKey> {
+        &self.core.key
+    }
+
+    /// Sends what is queued.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.core.stream.poll_send(cx, &mut self.core.outgoing)
+    }
+
+    /// Reads once.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.core.incoming.poll_fill(&mut self.core.stream, cx)
+    }
+
+    /// Client's bytes that are ready to pass on.
+    pub fn run(&self) -> &[u8] {
+        &self.core.incoming.filled()[..self.state.run]
+    }
+
+    /// `count` bytes of the run were passed on.
+    pub fn passed(&mut self, count: usize) {
+        self.core.incoming.consume(count);
+        self.state.run -= count;
+    }
+
+    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut HashSet<u64>) {
+        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.statements)
+    }
+
+    /// Ends the lease; `TransactionOver` is the proof that nothing of the transaction is left.
+    /// `None` for a server that must not be used again: dropping it closed it.
+    pub fn release(self, _over: TransactionOver) -> Option<UsedServer> {
+        let clean_exit =
+            self.state.run == 0 && self.core.incoming.is_empty() && self.core.outgoing.is_empty();
+        if self.state.is_doomed || !clean_exit {
+            return None;
+        }
+        let is_dirty = self.state.is_dirty || self.core.statements.len() > MAX_STATEMENTS;
+        Some(UsedServer {
+            core: self.core,
+            digest: self.digest,
+            lapse: self.lapse,
+            is_dirty,
+            idle_since: Instant::now(),
+        })
+    }
+}
+
+/// A server that someone used: it serves the same terms again, or is cleaned.
+pub struct UsedServer {
+    core: Core,
+    digest: TermsDigest,
+    lapse: Option<Lapse>,
+    is_dirty: bool,
+    idle_since: Instant,
+}
+
+impl UsedServer {
+    /// Whether `wanted` may run on it as it is.
+    pub fn serves(&self, wanted: TermsDigest, now: SystemTime) -> bool {
+        !self.is_dirty && self.digest == wanted && self.lapse.is_none_or(|lapse| lapse.is_fresh(now))
+    }
+
+    /// Whether something was left on it that even the same client must not find again by chance.
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// Takes it under the same terms again.
+    pub fn reuse(self) -> BoundServer {
+        BoundServer {
+            core: self.core,
+            digest: self.digest,
+            lapse: self.lapse,
+            state: LeaseState::default(),
+            is_reused: true,
+        }
+    }
+
+    /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it.
+    ///
+    /// # Errors
+    /// It could not be shown clean, and is closed.
+    pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
+        statements::clean(random_seed(), &mut self.core.outgoing);
+        self.core.statements.clear();
+        self.core.acknowledge_in_time(statements::CLEAN_READIES).await?;
+        Ok(CleanServer(self.core))
+    }
+}
+
+/// Between -1 and 1, from the system's random source: the next client cannot foretell `random()`.
+fn random_seed() -> f64 {
+    let mut bytes = [0; 4];
+    // Without random bytes the seed is 0: still not the last client's.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    f64::from(i32::from_be_bytes(bytes)) / f64::from(i32::MAX).max(1.0) * 0.999_999
+}
+
+/// What the shelf asks of a server that nobody holds.
+pub trait Resting {
+    /// Where its socket is registered.
+    fn shard(&self) -> Shard;
+    /// When it was opened.
+    fn born(&self) -> Instant;
+    /// Whether it still answers.
+    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool;
+    /// Moves its socket to the calling thread's reactor.
+    fn rehome(&mut self, shard: Shard) -> io::Result<()>;
+    /// Says goodbye and closes.
+    fn close(self);
+}
+
+impl Resting for Core {
+    fn shard(&self) -> Shard {
+        self.shard
+    }
+    fn born(&self) -> Instant {
+        self.born
+    }
+    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
+        Core::is_alive(self, cx)
+    }
+    fn rehome(&mut self, shard: Shard) -> io::Result<()> {
+        if self.shard != shard {
+            self.stream.rehome()?;
+            self.shard = shard;
+        }
+        Ok(())
+    }
+    fn close(mut self) {
+        // One try: PostgreSQL copes with a socket that just closes.
+        let mut out = BytesMut::new();
+        speak::terminate(&mut out);
+        let _ = self.stream.poll_send(&mut Context::from_waker(std::task::Waker::noop()), &mut out);
+    }
+}
+
+/// A server that nobody holds.
+pub enum Idle {
+    /// Ready for any binding.
+    Clean(CleanServer, Instant),
+    /// Bound to what it last served.
+    Used(UsedServer),
+}
+
+impl Idle {
+    /// Since when nobody holds it.
+    pub fn since(&self) -> Instant {
+        match self {
+            Self::Clean(_, since) => *since,
+            Self::Used(used) => used.idle_since,
+        }
+    }
+
+    fn core(&mut self) -> &mut Core {
+        match self {
+            Self::Clean(server, _) => &mut server.0,
+            Self::Used(server) => &mut server.core,
+        }
+    }
+}
+
+impl Resting for Idle {
+    fn shard(&self) -> Shard {
+        match self {
+            Self::Clean(server, _) => server.0.shard,
+            Self::Used(server) => server.core.shard,
+        }
+    }
+    fn born(&self) -> Instant {
+        match self {
+            Self::Clean(server, _) => server.0.born,
+            Self::Used(server) => server.core.born,
+        }
+    }
+    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
+        self.core().is_alive(cx)
+    }
+    fn rehome(&mut self, shard: Shard) -> io::Result<()> {
+        self.core().rehome(shard)
+    }
+    fn close(self) {
+        match self {
+            Self::Clean(server, _) => server.0.close(),
+            Self::Used(server) => server.core.close(),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Protocol-level prepared statements, shared by all clients of a pool: same text and types, same statement.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+
+/// Statements remembered for sharing; a forgotten one lives on with the clients that hold it.
+const MAX_SHARED: usize = 10_000;
+
+/// A statement as a client parsed it: text, NUL, and parameter types, byte for byte.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Unique in the process.
+    pub id: u64,
+    /// What follows the name in Parse.
+    pub text_and_types: Box<[u8]>,
+}
+
+impl Statement {
+    /// Its name on servers.
+    pub fn server_name(&self) -> String {
+        format!("pgtenant_{}", self.id)
+    }
+}
+
+/// Finds the statement for a text, or numbers a new one.
+pub struct Registry {
+    shared: Mutex<Shared>,
+}
+
+struct Shared {
+    by_text: LruCache<Box<[u8]>, Arc<Statement>>,
+    last_id: u64,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        let capacity = NonZeroUsize::new(MAX_SHARED).unwrap_or(NonZeroUsize::MIN);
+        Self { shared: Mutex::new(Shared { by_text: LruCache::new(capacity), last_id: 0 }) }
+    }
+}
+
+impl Registry {
+    /// The shared statement for what follows the name in a client's Parse.
+    pub fn intern(&self, text_and_types: &[u8]) -> Arc<Statement> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statement) = shared.by_text.get(text_and_types) {
+            return statement.clone();
+        }
+        shared.last_id += 1;
+        let statement = Arc::new(Statement { id: shared.last_id, text_and_types: text_and_types.into() });
+        shared.by_text.put(text_and_types.into(), statement.clone());
+        statement
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_texts_share_a_statement_and_types_tell_apart() {
+        let registry = Registry::default();
+        let a = registry.intern(b"select $1\0\0\0");
+        assert_eq!(a.id, registry.intern(b"select $1\0\0\0").id);
+        assert_ne!(a.id, registry.intern(b"select $1\0\0\x01\0\0\0\x17").id);
+    }
+}

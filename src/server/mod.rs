@@ -1,0 +1,140 @@
+//! Assembly: from a configuration to a running proxy, and its orderly end.
+
+mod assemble;
+mod keeper;
+mod shards;
+mod shutdown;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::admin::http::{self, Endpoints};
+use crate::config::Config;
+use crate::session::Gate;
+use shards::Shards;
+
+/// How long transactions may go on after SIGTERM before the process ends anyway; below Kubernetes' default
+/// `terminationGracePeriodSeconds` of 30 s.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(25);
+
+/// Why the proxy could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address is taken or not ours.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// host:port
+        address: SocketAddr,
+        /// What the system said, and what to do.
+        reason: String,
+    },
+    /// Something the configuration names cannot be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// The system gives no thread, or no signal handler.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A proxy that listens and is ready to serve.
+pub struct Proxy {
+    gate: Arc<Gate>,
+    listeners: Vec<TcpListener>,
+    http: Option<TcpListener>,
+    endpoints: Arc<Endpoints>,
+    pools: keeper::Pools,
+}
+
+impl Proxy {
+    /// Loads keys and certificates and binds the addresses; nothing is served yet.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub async fn bind(config: &Config) -> Result<Self, ServeError> {
+        let assembled = assemble::assemble(config)?;
+        let mut listeners = Vec::new();
+        for address in &config.listen.tcp {
+            listeners.push(listen(*address).await?);
+        }
+        let http = match config.admin_http {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let endpoints = Arc::new(assembled.endpoints);
+        Ok(Self { gate: assembled.gate, listeners, http, endpoints, pools: assembled.pools })
+    }
+
+    /// Where clients connect, with the ports that were taken.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Where HTTP is served.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `stop` is ready, then lets transactions finish and clients leave.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let shards = Arc::new(Shards::start(&self.gate)?);
+        for address in self.addresses() {
+            announce(&format!("listening for clients on {address}"));
+        }
+        if let Some(address) = self.http_address() {
+            announce(&format!("serving http on {address}"));
+        }
+        let http = self.http.map(|listener| tokio::spawn(http::serve(listener, self.endpoints.clone())));
+        let keeper = tokio::spawn(keeper::keep(self.pools.clone(), self.endpoints.metrics.clone()));
+        let accepting: Vec<_> = self
+            .listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(shards::accept(listener, self.gate.clone(), shards.clone())))
+            .collect();
+        stop.await;
+        // Readiness turns off with the drain; the socket closes so that a balancer tries elsewhere.
+        accepting.iter().for_each(tokio::task::JoinHandle::abort);
+        shutdown::drain(&self.gate, SHUTDOWN_GRACE).await;
+        keeper.abort();
+        self.pools.close();
+        if let Some(http) = http {
+            http.abort();
+        }
+        announce("stopped");
+        Ok(())
+    }
+}
+
+/// Waits for SIGTERM or SIGINT; a second one ends the process at once.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn stop_signal() -> Result<impl Future<Output = ()>, ServeError> {
+    Ok(shutdown::stop_signal()?)
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let what_to_do = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "; another process has this port: stop it, or choose another port"
+            }
+            std::io::ErrorKind::PermissionDenied => "; choose a port above 1023",
+            std::io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+            _ => "",
+        };
+        ServeError::Listen { address, reason: format!("{error}{what_to_do}") }
+    })
+}
+
+/// A line that scripts wait for: always on standard error, whatever the log's level or form.
+fn announce(line: &str) {
+    // Nobody reads it if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,113 @@
+//! One single-threaded runtime per core, each with its own clients: no task ever crosses threads.
+//!
+//! Clients are dealt to the shard with the fewest. Servers belong to one pool for all shards, prefer the shard where
+//! they are, and move when another one is short of them (ARCHITECTURE.md has the measurements).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::pool::server::Shard;
+use crate::session::{self, Gate};
+use crate::wire::report::{Report, Sqlstate};
+
+/// The threads that serve clients.
+pub(super) struct Shards(Vec<ShardThread>);
+
+struct ShardThread {
+    clients: mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr)>,
+    load: Arc<AtomicUsize>,
+}
+
+impl Shards {
+    /// Starts a thread per core (as many as the process may use).
+    pub(super) fn start(gate: &Arc<Gate>) -> io::Result<Self> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..count)
+            .map(|index| ShardThread::start(Shard(index), gate.clone()))
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
+    /// Deals a client to the shard with the fewest.
+    fn deal(&self, client: std::net::TcpStream, peer: SocketAddr) {
+        let least = self.0.iter().min_by_key(|shard| shard.load.load(Ordering::Relaxed));
+        if let Some(shard) = least {
+            shard.load.fetch_add(1, Ordering::Relaxed);
+            // The thread is gone only when the process ends.
+            let _ = shard.clients.send((client, peer));
+        }
+    }
+}
+
+impl ShardThread {
+    fn start(shard: Shard, gate: Arc<Gate>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Unbounded, but for max_clients: whoever deals has counted the client in.
+        let (clients, mut arriving) = mpsc::unbounded_channel::<(std::net::TcpStream, SocketAddr)>();
+        let load = Arc::new(AtomicUsize::new(0));
+        let shown = load.clone();
+        std::thread::Builder::new().name(format!("shard-{}", shard.0)).spawn(move || {
+            runtime.block_on(async move {
+                while let Some((tcp, peer)) = arriving.recv().await {
+                    let (gate, load) = (gate.clone(), load.clone());
+                    tokio::spawn(async move {
+                        let _load = Load(load);
+                        let _presence = gate.enter();
+                        if let Ok(tcp) = TcpStream::from_std(tcp) {
+                            session::serve(gate, tcp, peer, shard).await;
+                        }
+                    });
+                }
+            });
+        })?;
+        Ok(Self { clients, load: shown })
+    }
+}
+
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Accepts clients until it is aborted.
+pub(super) async fn accept(listener: TcpListener, gate: Arc<Gate>, shards: Arc<Shards>) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, peer)) if gate.clients() >= gate.settings.max_clients => {
+                tracing::warn!(%peer, "max_clients is reached");
+                tokio::spawn(turn_away(tcp));
+            }
+            // Registered anew by the shard that gets it.
+            Ok((tcp, peer)) => match tcp.into_std() {
+                Ok(tcp) => shards.deal(tcp, peer),
+                Err(error) => tracing::warn!(%peer, reason = %error, "a client was lost while it connected"),
+            },
+            Err(error) => {
+                // Out of descriptors, or the client left already. A pause keeps this from spinning.
+                tracing::warn!(reason = %error, "cannot accept a client");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Tells a client that there is no room, without reading a byte of it.
+async fn turn_away(mut tcp: TcpStream) {
+    use tokio::io::AsyncWriteExt as _;
+    let mut out = BytesMut::new();
+    Report::new(Sqlstate::TOO_MANY_CONNECTIONS, "no more connections allowed (max_clients)")
+        .hint("Raise listen.max_clients, or let applications keep fewer connections.")
+        .fatal(&mut out);
+    // It may be gone already.
+    let _ = tokio::time::timeout(Duration::from_secs(1), tcp.write_all(&out)).await;
+}

@@ -1,0 +1,120 @@
+//! Cancel requests: keys of our own, and the certainty that a cancel never hits a server's next client.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+
+use crate::pool::Pool;
+use crate::wire::startup::CancelKey;
+
+/// All signed-in clients by their cancel key.
+#[derive(Default)]
+pub struct Cancels {
+    clients: Mutex<HashMap<CancelKey, Arc<ClientHandle>>>,
+    next_pid: AtomicU32,
+}
+
+/// How others reach a client: to cancel what it runs, or to wake it.
+#[derive(Default)]
+pub struct ClientHandle {
+    /// Wakes the client's task.
+    pub waker: AtomicWaker,
+    running: Mutex<Running>,
+    settled: Notify,
+}
+
+#[derive(Default)]
+struct Running {
+    target: Option<(Arc<Pool>, Arc<CancelKey>)>,
+    /// Cancel requests on their way to the target.
+    in_flight: usize,
+}
+
+/// A client's entry; dropping it takes the key out.
+pub struct Registered {
+    cancels: Arc<super::Gate>,
+    /// The key that the client was told.
+    pub key: CancelKey,
+    /// The client.
+    pub handle: Arc<ClientHandle>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.cancels.cancels.lock().remove(&self.key);
+    }
+}
+
+impl Cancels {
+    /// Gives a client a key: a process id of ours, and 32 random bits (all that protocol 3.0 has room for).
+    /// `None` when the system has no random bytes: then nobody could be kept from guessing.
+    pub fn register(gate: &Arc<super::Gate>) -> Option<Registered> {
+        let cancels = &gate.cancels;
+        let mut secret = vec![0; 4];
+        aws_lc_rs::rand::fill(&mut secret).ok()?;
+        // PostgreSQL's process ids are positive; some drivers read this one as a signed number.
+        let pid = cancels.next_pid.fetch_add(1, Ordering::Relaxed) % 0x7fff_fffe + 1;
+        let key = CancelKey { pid, secret };
+        let handle = Arc::new(ClientHandle::default());
+        cancels.lock().insert(key.clone(), handle.clone());
+        Some(Registered { cancels: gate.clone(), key, handle })
+    }
+
+    /// Cancels what the client with this key runs, if anything. An unknown key is ignored, as PostgreSQL does.
+    pub async fn cancel(&self, key: &CancelKey) {
+        let handle = self.lock().get(key).cloned();
+        let Some(handle) = handle else { return };
+        let target = {
+            let mut running = handle.lock();
+            let Some(target) = running.target.clone() else { return };
+            running.in_flight += 1;
+            target
+        };
+        let (pool, server) = target;
+        if let Err(error) = pool.dialer().cancel(&server).await {
+            tracing::warn!(reason = %error, "a cancel request was not delivered");
+        }
+        handle.lock().in_flight -= 1;
+        handle.settled.notify_one();
+    }
+
+    /// Wakes every client, to see that the house is closing.
+    pub fn wake_all(&self) {
+        for handle in self.lock().values() {
+            handle.waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<ClientHandle>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientHandle {
+    /// From now on a cancel request goes to this server.
+    pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>) {
+        self.lock().target = Some((pool.clone(), server.clone()));
+    }
+
+    /// From now on there is nothing to cancel. Waits for requests that are on their way to the server: it must not
+    /// go to its next client while one of them may still strike.
+    pub async fn runs_nothing(&self) {
+        loop {
+            {
+                let mut running = self.lock();
+                running.target = None;
+                if running.in_flight == 0 {
+                    return;
+                }
+            }
+            self.settled.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,103 @@
+//! What every session is handed: who may sign in, the pools, and whether the house is closing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::time::Instant;
+
+use super::cancel::Cancels;
+use crate::auth::scram::Verifier;
+use crate::auth::token::Keys;
+use crate::config::{Database, Role};
+use crate::pool::Pool;
+use crate::tenancy::context::Mapping;
+
+/// What a gate is made of.
+pub struct GateSettings {
+    /// The certificate shown to clients.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Refuse clients without TLS.
+    pub tls_required: bool,
+    /// From the first byte to ReadyForQuery.
+    pub sign_in_timeout: Duration,
+    /// Clients at most.
+    pub max_clients: usize,
+    /// The databases by the name that clients use.
+    pub databases: BTreeMap<String, Arc<Database>>,
+    /// The users.
+    pub roles: BTreeMap<String, Arc<Role>>,
+    /// SCRAM verifiers of the roles that sign in so.
+    pub verifiers: BTreeMap<String, Verifier>,
+    /// Keys of the token issuers.
+    pub keys: Keys,
+    /// Where the context is in a token.
+    pub mapping: Mapping,
+    /// A pool for each database and role.
+    pub pools: HashMap<(String, String), Arc<Pool>>,
+}
+
+/// Shared by all sessions.
+pub struct Gate {
+    /// What it was made of.
+    pub settings: GateSettings,
+    /// Who may cancel what.
+    pub cancels: Cancels,
+    draining: AtomicBool,
+    clients: AtomicUsize,
+}
+
+impl Gate {
+    /// Opens for business.
+    pub fn new(settings: GateSettings) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            cancels: Cancels::default(),
+            draining: AtomicBool::new(false),
+            clients: AtomicUsize::new(0),
+        })
+    }
+
+    /// The pool that serves a database and a role.
+    pub fn pool(&self, database: &str, role: &str) -> Option<&Arc<Pool>> {
+        self.settings.pools.get(&(database.to_owned(), role.to_owned()))
+    }
+
+    /// Whether idle clients are to leave and no transaction is to begin.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Asks all clients to leave: idle ones now, others when their transaction is over.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.cancels.wake_all();
+    }
+
+    /// Connected clients, signed in or not.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Counts a client in, until the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> Presence {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        Presence(self.clone())
+    }
+
+    /// When a client that connects now must have signed in.
+    pub fn sign_in_deadline(&self) -> Instant {
+        Instant::now() + self.settings.sign_in_timeout
+    }
+}
+
+/// A client that is counted.
+pub struct Presence(Arc<Gate>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,362 @@
+//! Signing in: which database, as which role, and who it really is.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+
+use super::cancel::Cancels;
+use super::farewell;
+use super::gate::Gate;
+use super::relay::Relay;
+use super::turn;
+use crate::auth::scram::{ScramError, ServerFirst};
+use crate::auth::token::{self, MAX_TOKEN_BYTES};
+use crate::config::{Role, Tenancy};
+use crate::net::buffer::Buffer;
+use crate::net::stream::Stream;
+use crate::observe::metrics::sign_in;
+use crate::pool::server::Shard;
+use crate::pool::{Pool, Terms};
+use crate::tenancy::context::{TenantContext, Wanted};
+use crate::tenancy::settings::{self, Settings};
+use crate::wire::frame::{HEADER, peek, split_cstr};
+use crate::wire::report::{Report, Sqlstate, Violation};
+use crate::wire::startup::StartupMessage;
+use crate::wire::{speak, tag};
+
+/// A SASL message is far shorter.
+const MAX_SASL_MESSAGE: usize = 4096;
+
+/// A client that has said who it wants to be.
+pub struct Login {
+    gate: Arc<Gate>,
+    stream: Stream,
+    incoming: Buffer,
+    out: BytesMut,
+    peer: SocketAddr,
+    shard: Shard,
+    message: StartupMessage,
+}
+
+/// Why a sign-in ends without a client.
+enum Refusal {
+    /// The client went away.
+    Gone,
+    /// It is told this; the log gets the result's name and a detail.
+    Told(Box<Told>),
+}
+
+struct Told {
+    report: Report,
+    result: &'static str,
+    detail: String,
+}
+
+impl Refusal {
+    fn told(report: Report, result: &'static str, detail: impl Into<String>) -> Self {
+        Self::Told(Box::new(Told { report, result, detail: detail.into() }))
+    }
+}
+
+impl From<Report> for Refusal {
+    fn from(report: Report) -> Self {
+        Self::told(report, "refused", "")
+    }
+}
+
+impl From<Violation> for Refusal {
+    fn from(violation: Violation) -> Self {
+        Report::from(violation).into()
+    }
+}
+
+impl Login {
+    pub(super) fn new(
+        gate: Arc<Gate>,
+        stream: Stream,
+        peer: SocketAddr,
+        shard: Shard,
+        message: StartupMessage,
+    ) -> Self {
+        Self { gate, stream, incoming: Buffer::default(), out: BytesMut::new(), peer, shard, message }
+    }
+
+    /// Signs the client in; `None` when it was refused or left.
+    pub async fn run(mut self) -> Option<Relay> {
+        match self.sign_in().await {
+            Ok(signed_in) => {
+                sign_in("ok");
+                self.welcome(signed_in).await
+            }
+            Err(Refusal::Gone) => {
+                sign_in("gone");
+                None
+            }
+            Err(Refusal::Told(told)) => {
+                let Told { report, result, detail } = *told;
+                sign_in(result);
+                let (user, database) = (&self.message.user, &self.message.database);
+                tracing::info!(peer = %self.peer, user, database, reason = %report.message, detail, "a sign-in was refused");
+                farewell::fatal(self.stream, self.out, &report).await;
+                None
+            }
+        }
+    }
+
+    /// The sequence of a sign-in.
+    async fn sign_in(&mut self) -> Result<SignedIn, Refusal> {
+        self.negotiate_protocol();
+        let (role, pool) = self.destination()?;
+        let settings = settings::from_startup(&self.message.parameters)?;
+        let context = self.authenticate(&role).await?;
+        if context.is_none() && role.tenancy == Tenancy::Required {
+            return Err(
+                Report::new(Sqlstate::INVALID_AUTHORIZATION, "this role needs a tenant context").into()
+            );
+        }
+        let reported = pool.parameters(self.shard).await?;
+        let settings = differing(settings, &reported);
+        let terms = Terms::new(context.map(Arc::new), Arc::new(settings));
+        let parameters = self.tell_parameters(&pool, &terms, &reported).await?;
+        Ok(SignedIn { role, pool, terms, parameters })
+    }
+
+    /// Protocol 3.0 is spoken; a client that asks for more is told so (PostgreSQL documentation, 53.2.1).
+    fn negotiate_protocol(&mut self) {
+        let options = std::mem::take(&mut self.message.protocol_options);
+        if self.message.minor > 0 || !options.is_empty() {
+            speak::negotiate_protocol(0, options, &mut self.out);
+        }
+    }
+
+    fn destination(&self) -> Result<(Arc<Role>, Arc<Pool>), Refusal> {
+        let message = &self.message;
+        let wants_replication = message
+            .parameters
+            .get("replication")
+            .is_some_and(|v| !matches!(v.as_str(), "false" | "off" | "no" | "0"));
+        if wants_replication {
+            let report = Report::new(Sqlstate::NOT_SUPPORTED, "replication connections cannot be pooled")
+                .hint("Connect to PostgreSQL itself for replication.");
+            return Err(report.into());
+        }
+        let Some(role) = self.gate.settings.roles.get(&message.user) else {
+            let report = Report::new(
+                Sqlstate::INVALID_AUTHORIZATION,
+                format!("user \"{}\" is not configured in pgtenant", message.user),
+            )
+            .hint("Add it under [roles], or use a configured user in the connection string.");
+            return Err(Refusal::told(report, "unknown_role", ""));
+        };
+        let Some(pool) = self.gate.pool(&message.database, &message.user) else {
+            let report = Report::new(
+                Sqlstate::NO_SUCH_DATABASE,
+                format!("database \"{}\" is not configured in pgtenant", message.database),
+            )
+            .hint("Add it under [databases], or use a configured name in the connection string.");
+            return Err(Refusal::told(report, "unknown_database", ""));
+        };
+        Ok((role.clone(), pool.clone()))
+    }
+
+    /// Who is it? A token gives a context; a password gives none.
+    async fn authenticate(&mut self, role: &Role) -> Result<Option<TenantContext>, Refusal> {
+        if role.sign_in_scram.is_some() && !role.sign_in_jwt {
+            self.scram(role).await?;
+            return Ok(None);
+        }
+        if !self.stream.is_tls() && !self.peer.ip().is_loopback() {
+            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "a token is not taken over an unencrypted connection")
+                .hint("Configure [listen.tls] and add sslmode=require (better: verify-full) to the connection string.");
+            return Err(Refusal::told(report, "no_tls", ""));
+        }
+        speak::request_cleartext_password(&mut self.out);
+        self.send().await?;
+        let body = self.password_message(MAX_TOKEN_BYTES + 1).await?;
+        let secret = match split_cstr(&body) {
+            Some((secret, [])) => secret,
+            _ => return Err(Violation::Malformed(tag::PASSWORD).into()),
+        };
+        // A role with both: a token has two dots and begins with the base64url of `{"`.
+        let is_token = secret.starts_with(b"eyJ") || role.sign_in_scram.is_none();
+        if is_token {
+            return self.token(role, secret);
+        }
+        match self.gate.settings.verifiers.get(&role.name) {
+            Some(verifier) if verifier.matches(secret) => Ok(None),
+            _ => Err(wrong_password(&role.name, "")),
+        }
+    }
+
+    fn token(&self, role: &Role, secret: &[u8]) -> Result<Option<TenantContext>, Refusal> {
+        let refused = |message: String, detail: String| {
+            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
+                .hint("Send a current JSON Web Token as the password.");
+            Refusal::told(report, "token_refused", detail)
+        };
+        let text = std::str::from_utf8(secret)
+            .map_err(|_| refused("token refused: malformed".to_owned(), "not UTF-8".to_owned()))?;
+        let verified = token::verify(text, &self.gate.settings.keys, SystemTime::now())
+            .map_err(|e| refused(e.to_string(), e.detail()))?;
+        if role.tenancy == Tenancy::None {
+            return Ok(None);
+        }
+        let wanted = Wanted {
+            organization: self.message.parameters.get("pgtenant.organization").cloned(),
+            project: self.message.parameters.get("pgtenant.project").cloned(),
+        };
+        let context = self.gate.settings.mapping.resolve(&verified, &wanted);
+        context.map(Some).map_err(|e| refused("token refused: no organization".to_owned(), e.to_string()))
+    }
+
+    async fn scram(&mut self, role: &Role) -> Result<(), Refusal> {
+        let gate = self.gate.clone();
+        let Some(verifier) = gate.settings.verifiers.get(&role.name) else {
+            return Err(Report::new(Sqlstate::INTERNAL, "no verifier for this role").into());
+        };
+        speak::request_sasl(&["SCRAM-SHA-256"], &mut self.out);
+        self.send().await?;
+        let initial = self.password_message(MAX_SASL_MESSAGE).await?;
+        let client_first = sasl_initial(&initial)?;
+        let nonce = nonce().ok_or_else(|| Report::new(Sqlstate::INTERNAL, "no random bytes"))?;
+        let refused = |e: ScramError| wrong_password(&role.name, &e.to_string());
+        let (exchange, server_first) = ServerFirst::start(client_first, verifier, &nonce).map_err(refused)?;
+        speak::sasl_continue(server_first, &mut self.out);
+        self.send().await?;
+        let client_final = self.password_message(MAX_SASL_MESSAGE).await?;
+        let server_final = exchange.finish(&client_final).map_err(refused)?;
+        speak::sasl_final(server_final, &mut self.out);
+        Ok(())
+    }
+
+    /// What PostgreSQL reports for this client: the server's values, with the client's own settings tried out on a
+    /// server, so that a bad one is refused now and the others are spelled as PostgreSQL spells them.
+    async fn tell_parameters(
+        &self,
+        pool: &Arc<Pool>,
+        terms: &Terms,
+        reported: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
+        let mut parameters = reported.clone();
+        let needs_trial = terms.settings().keys().any(|name| name != "application_name");
+        if needs_trial {
+            let server = pool.lease(terms, self.shard).await?;
+            if let Some(told) = turn::settle(pool, server).await? {
+                parameters.extend(told);
+            }
+        }
+        for (name, value) in terms.settings() {
+            if let Some(told) = parameters.get_mut(name)
+                && name == "application_name"
+            {
+                value.clone_into(told);
+            }
+        }
+        Ok(parameters)
+    }
+
+    async fn welcome(mut self, signed_in: SignedIn) -> Option<Relay> {
+        let registered = Cancels::register(&self.gate)?;
+        speak::authentication_ok(&mut self.out);
+        for (name, value) in &signed_in.parameters {
+            speak::parameter_status(name, value, &mut self.out);
+        }
+        speak::backend_key_data(&registered.key, &mut self.out);
+        speak::ready_for_query(&mut self.out);
+        self.send().await.ok()?;
+        let subject = signed_in.terms.context().map_or("", TenantContext::subject);
+        tracing::debug!(peer = %self.peer, user = %signed_in.role.name, database = %self.message.database, subject, "signed in");
+        Some(Relay::new(self.gate, signed_in.pool, self.shard, self.stream, signed_in.terms, registered))
+    }
+
+    async fn send(&mut self) -> Result<(), Refusal> {
+        self.stream.send(&mut self.out).await.map_err(|_| Refusal::Gone)
+    }
+
+    /// One message of the password family, whole; `limit` bounds its body before anything is stored.
+    async fn password_message(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
+        let mut body = Vec::new();
+        let mut wanted: Option<usize> = None;
+        loop {
+            if wanted.is_none()
+                && let Some(header) = peek(self.incoming.filled())?
+            {
+                if header.tag != tag::PASSWORD {
+                    return Err(Violation::Unexpected(header.tag).into());
+                }
+                if header.body > limit {
+                    let report = Report::new(Sqlstate::LIMIT_EXCEEDED, "token refused: too long");
+                    return Err(Refusal::told(report, "token_refused", header.body.to_string()));
+                }
+                wanted = Some(header.body);
+                self.incoming.consume(HEADER);
+            }
+            if let Some(length) = wanted {
+                let here = self.incoming.filled().len().min(length - body.len());
+                body.extend_from_slice(&self.incoming.filled()[..here]);
+                self.incoming.consume(here);
+                if body.len() == length {
+                    return Ok(body);
+                }
+            }
+            match poll_fn(|cx| self.incoming.poll_fill(&mut self.stream, cx)).await {
+                Ok(0) | Err(_) => return Err(Refusal::Gone),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+struct SignedIn {
+    role: Arc<Role>,
+    pool: Arc<Pool>,
+    terms: Terms,
+    parameters: BTreeMap<String, String>,
+}
+
+fn wrong_password(role: &str, detail: &str) -> Refusal {
+    let report = Report::new(
+        Sqlstate::INVALID_PASSWORD,
+        format!("password authentication failed for user \"{role}\""),
+    );
+    Refusal::told(report, "wrong_password", detail)
+}
+
+/// SASLInitialResponse: mechanism, length, data.
+fn sasl_initial(body: &[u8]) -> Result<&[u8], Violation> {
+    let malformed = Violation::Malformed(tag::PASSWORD);
+    let (mechanism, rest) = split_cstr(body).ok_or(malformed)?;
+    let (length, data) = rest.split_first_chunk::<4>().ok_or(malformed)?;
+    if mechanism != b"SCRAM-SHA-256" || usize::try_from(i32::from_be_bytes(*length)) != Ok(data.len()) {
+        return Err(malformed);
+    }
+    Ok(data)
+}
+
+/// 18 random bytes in base64, as PostgreSQL's own (`SCRAM_RAW_NONCE_LEN`).
+fn nonce() -> Option<String> {
+    use base64::Engine as _;
+    let mut bytes = [0; 18];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(base64::engine::general_purpose::STANDARD.encode(bytes))
+}
+
+/// Settings that are not what every server starts with anyway; most clients then have none but their name.
+fn differing(settings: Settings, reported: &BTreeMap<String, String>) -> Settings {
+    settings
+        .into_iter()
+        .filter(|(name, value)| !reported.get(name).is_some_and(|reported| same(name, reported, value)))
+        .collect()
+}
+
+fn same(name: &str, reported: &str, value: &str) -> bool {
+    // `utf8`, `UTF-8` and `'UTF8'` are one encoding to PostgreSQL.
+    let plain = |text: &str| -> String {
+        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    };
+    reported == value || (name == "client_encoding" && plain(reported) == plain(value))
+}

@@ -1,0 +1,36 @@
+//! One client, first byte to last: opening, login, relay, farewell. Each phase is its own type.
+
+pub mod cancel;
+mod farewell;
+mod gate;
+mod login;
+mod opening;
+mod prepared;
+mod relay;
+mod requests;
+mod turn;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+pub use gate::{Gate, GateSettings};
+
+use crate::pool::server::Shard;
+use opening::Opening;
+
+/// Serves one client from its first byte to its last.
+pub async fn serve(gate: Arc<Gate>, tcp: TcpStream, peer: SocketAddr, shard: Shard) {
+    let deadline = gate.sign_in_deadline();
+    let Ok(opening) = Opening::new(gate, tcp, peer, shard) else { return };
+    let signed_in = tokio::time::timeout_at(deadline, async {
+        let login = opening.run().await?;
+        login.run().await
+    });
+    match signed_in.await {
+        Ok(Some(relay)) => relay.run().await,
+        Ok(None) => {} // told why, or a cancel request dealt with
+        Err(_) => tracing::info!(%peer, "a client did not sign in within sign_in_timeout"),
+    }
+}

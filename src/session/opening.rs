@@ -1,0 +1,147 @@
+//! The first packets: TLS or not, a cancel request, or a StartupMessage.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+use super::farewell;
+use super::gate::Gate;
+use super::login::Login;
+use crate::net::buffer::Buffer;
+use crate::net::stream::{Socket, Stream};
+use crate::pool::server::Shard;
+use crate::wire::report::{Report, Sqlstate, Violation};
+use crate::wire::startup::{self, StartupMessage};
+
+/// A connection of which nothing is known yet.
+pub struct Opening {
+    gate: Arc<Gate>,
+    stream: Stream,
+    incoming: Buffer,
+    peer: SocketAddr,
+    shard: Shard,
+}
+
+impl Opening {
+    /// Takes an accepted socket.
+    ///
+    /// # Errors
+    /// It closed already.
+    pub fn new(gate: Arc<Gate>, tcp: TcpStream, peer: SocketAddr, shard: Shard) -> io::Result<Self> {
+        let stream = Stream::Plain(Socket::new(tcp)?);
+        Ok(Self { gate, stream, incoming: Buffer::default(), peer, shard })
+    }
+
+    /// Goes through the opening packets to a StartupMessage; `None` when the connection has ended.
+    pub async fn run(mut self) -> Option<Login> {
+        let (mut asked_tls, mut asked_gss) = (false, false);
+        loop {
+            match self.packet().await {
+                Ok(startup::Opening::Ssl) if !asked_tls => {
+                    asked_tls = true;
+                    self = self.answer_ssl().await?;
+                }
+                Ok(startup::Opening::GssEnc) if !asked_gss => {
+                    asked_gss = true;
+                    self.answer(b'N').await?;
+                }
+                Ok(startup::Opening::Ssl | startup::Opening::GssEnc) => {
+                    return self.refuse(&Violation::Startup("encryption was asked for twice").into()).await;
+                }
+                Ok(startup::Opening::Cancel(key)) => {
+                    // The answer is the close, once the server has been told.
+                    self.gate.cancels.cancel(&key).await;
+                    return None;
+                }
+                Ok(startup::Opening::Startup(message)) => return self.admit(message).await,
+                Err(Halt::Gone) => return None,
+                Err(Halt::Violation(violation)) => return self.refuse(&violation.into()).await,
+            }
+        }
+    }
+
+    async fn packet(&mut self) -> Result<startup::Opening, Halt> {
+        loop {
+            let bytes = self.incoming.filled();
+            if let Some(length) = startup::length(bytes)?
+                && let Some(packet) = bytes.get(..length)
+            {
+                let opening = startup::parse(packet)?;
+                self.incoming.consume(length);
+                return Ok(opening);
+            }
+            match poll_fn(|cx| self.incoming.poll_fill(&mut self.stream, cx)).await {
+                Ok(0) | Err(_) => return Err(Halt::Gone),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    async fn answer_ssl(mut self) -> Option<Self> {
+        if !self.incoming.is_empty() {
+            // Bytes sent before the answer were sent in clear: whoever injected them must not be taken for the client
+            // behind the handshake (the class of CVE-2021-23214).
+            return self.refuse(&Violation::Startup("bytes behind the request for TLS").into()).await;
+        }
+        let Some(tls) = self.gate.settings.tls.clone() else {
+            self.answer(b'N').await?;
+            return Some(self);
+        };
+        self.answer(b'S').await?;
+        let Stream::Plain(socket) = self.stream else {
+            return None; // TLS inside TLS: already refused as asked for twice
+        };
+        match TlsAcceptor::from(tls).accept(socket).await {
+            Ok(stream) => {
+                let stream = Stream::Tls(Box::new(TlsStream::Server(stream)));
+                Some(Self { stream, ..self })
+            }
+            Err(error) => {
+                tracing::info!(peer = %self.peer, reason = %error, "TLS handshake failed");
+                None
+            }
+        }
+    }
+
+    async fn answer(&mut self, byte: u8) -> Option<()> {
+        let mut out = BytesMut::with_capacity(1);
+        out.put_u8(byte);
+        self.stream.send(&mut out).await.ok()
+    }
+
+    async fn admit(self, message: StartupMessage) -> Option<Login> {
+        let settings = &self.gate.settings;
+        if settings.tls_required && !self.stream.is_tls() {
+            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "pgtenant requires TLS")
+                .hint("Add sslmode=require (better: verify-full) to the connection string.");
+            return self.refuse(&report).await;
+        }
+        if !self.incoming.is_empty() {
+            // No driver speaks before it is asked; what does may be an attempt to smuggle.
+            return self.refuse(&Violation::Startup("bytes behind the startup packet").into()).await;
+        }
+        Some(Login::new(self.gate, self.stream, self.peer, self.shard, message))
+    }
+
+    async fn refuse<T>(self, report: &Report) -> Option<T> {
+        tracing::info!(peer = %self.peer, reason = %report.message, "a connection was refused");
+        farewell::fatal(self.stream, BytesMut::new(), report).await;
+        None
+    }
+}
+
+enum Halt {
+    Gone,
+    Violation(Violation),
+}
+
+impl From<Violation> for Halt {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}

@@ -1,0 +1,232 @@
+//! A signed-in client: idle until it asks, then a turn on a server, transaction by transaction.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Instant, SystemTime};
+
+use bytes::BytesMut;
+
+use super::cancel::Registered;
+use super::farewell;
+use super::gate::Gate;
+use super::prepared::ClientStatements;
+use super::requests::{Requests, Wants};
+use super::turn::{End, Turn};
+use crate::net::buffer::Buffer;
+use crate::net::stream::Stream;
+use crate::pool::server::Shard;
+use crate::pool::{Pool, Terms};
+use crate::wire::frame::peek;
+use crate::wire::report::{Report, Sqlstate};
+use crate::wire::{speak, tag};
+
+/// A signed-in client and its connection.
+pub struct Relay {
+    gate: Arc<Gate>,
+    pool: Arc<Pool>,
+    shard: Shard,
+    terms: Terms,
+    registered: Registered,
+    /// The client's end of the conversation.
+    pub(super) client: Client,
+}
+
+/// What a turn needs of its client.
+pub struct Client {
+    /// The connection.
+    pub stream: Stream,
+    /// What it sent and nobody has taken yet.
+    pub incoming: Buffer,
+    /// What it has not taken yet.
+    pub outgoing: BytesMut,
+    /// The scan of its messages.
+    pub requests: Requests,
+    /// Its prepared statements.
+    pub statements: ClientStatements,
+}
+
+/// Why an idle client's wait ended.
+enum Next {
+    /// Bytes arrived.
+    Bytes,
+    /// It is gone.
+    Gone,
+    /// The house is closing.
+    Drain,
+}
+
+impl Relay {
+    pub(super) fn new(
+        gate: Arc<Gate>,
+        pool: Arc<Pool>,
+        shard: Shard,
+        stream: Stream,
+        terms: Terms,
+        registered: Registered,
+    ) -> Self {
+        let client = Client {
+            stream,
+            incoming: Buffer::default(),
+            outgoing: BytesMut::new(),
+            requests: Requests::default(),
+            statements: ClientStatements::default(),
+        };
+        Self { gate, pool, shard, terms, registered, client }
+    }
+
+    /// Serves the client until it leaves.
+    pub async fn run(mut self) {
+        let pool = self.pool.clone();
+        let _arrived = pool.metrics().arrive();
+        match self.serve().await {
+            Ok(()) => {}
+            Err(report) => farewell::fatal(self.client.stream, self.client.outgoing, &report).await,
+        }
+    }
+
+    /// Turn after turn; an error is the client's last word from us.
+    async fn serve(&mut self) -> Result<(), Report> {
+        loop {
+            match self.client.requests.wants(&mut self.client.incoming)? {
+                Wants::Goodbye => return Ok(()),
+                Wants::Server => self.turn().await?,
+                Wants::More => match self.next().await {
+                    Next::Bytes => {}
+                    Next::Gone => return Ok(()),
+                    Next::Drain => {
+                        return Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down"));
+                    }
+                },
+            }
+            if self.client.requests.is_terminated() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for the client; while it says nothing, it holds no buffer.
+    async fn next(&mut self) -> Next {
+        poll_fn(|cx| {
+            let client = &mut self.client;
+            // What is left of the last results goes out while we wait.
+            if !client.outgoing.is_empty() && client.stream.poll_send(cx, &mut client.outgoing).is_ready() {
+                // Capacity of a large result is not kept for an idle client.
+                client.outgoing = BytesMut::new();
+            }
+            self.registered.handle.waker.register(cx.waker());
+            if self.gate.is_draining() {
+                return Poll::Ready(Next::Drain);
+            }
+            match client.incoming.poll_fill(&mut client.stream, cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Next::Gone),
+                Poll::Ready(Ok(_)) => Poll::Ready(Next::Bytes),
+            }
+        })
+        .await
+    }
+
+    /// One turn on a server: from a client's first bytes to the end of its transaction.
+    async fn turn(&mut self) -> Result<(), Report> {
+        let started = Instant::now();
+        if self.terms.context().is_some_and(|context| !context.is_current(SystemTime::now())) {
+            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "token expired")
+                .hint("Connect again with a current token.");
+            return self.refuse(&report).await;
+        }
+        let server = match self.pool.lease(&self.terms, self.shard).await {
+            Ok(server) => server,
+            Err(report) => return self.refuse(&report).await,
+        };
+        let handle = self.registered.handle.clone();
+        handle.runs_on(&self.pool, server.cancel_key());
+        let mut turn = Turn::new(&self.pool, &mut self.client, server, started);
+        let end = turn.run().await;
+        let (server, settings) = turn.finish();
+        match end {
+            End::Over(over) => {
+                handle.runs_nothing().await;
+                self.pool.release(server, over);
+                self.follow(settings);
+                Ok(())
+            }
+            End::Abandoned { still_runs } => {
+                handle.runs_nothing().await;
+                if still_runs {
+                    self.cancel_and_close(server);
+                }
+                Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"))
+            }
+            End::Failed(report) => {
+                handle.runs_nothing().await;
+                Err(report)
+            }
+        }
+    }
+
+    /// What the client changed of the settings that PostgreSQL reports follows it to its next server.
+    fn follow(&mut self, changed: Vec<(String, String)>) {
+        let is_new = |(name, value): &(String, String)| self.terms.settings().get(name) != Some(value);
+        if !changed.iter().any(is_new) {
+            return;
+        }
+        let mut settings = self.terms.settings().clone();
+        // These are reported too, but they follow from who signed in, not from what was set.
+        let is_own = |name: &str| matches!(name, "is_superuser" | "session_authorization" | "in_hot_standby");
+        settings.extend(changed.into_iter().filter(|(name, _)| !is_own(name)));
+        self.terms = self.terms.with_settings(settings);
+    }
+
+    /// The client is gone while its query runs: PostgreSQL is told to stop it, then the connection closes.
+    fn cancel_and_close(&self, server: crate::pool::server::BoundServer) {
+        let pool = self.pool.clone();
+        tokio::spawn(async move {
+            if let Err(error) = pool.dialer().cancel(server.cancel_key()).await {
+                tracing::warn!(reason = %error, "what a vanished client ran could not be cancelled");
+            }
+            drop(server);
+        });
+    }
+
+    /// Answers an idle client with an error in a server's place: one ErrorResponse, and ReadyForQuery where the
+    /// server's would stand (after a Query, or after the Sync of an extended batch).
+    async fn refuse(&mut self, report: &Report) -> Result<(), Report> {
+        report.error(&mut self.client.outgoing);
+        loop {
+            while let Some(header) = peek(self.client.incoming.filled())? {
+                let ends = matches!(header.tag, tag::QUERY | tag::SYNC);
+                if header.tag == tag::TERMINATE {
+                    return Err(report.clone());
+                }
+                self.discard(header.frame()).await?;
+                if ends {
+                    speak::ready_for_query(&mut self.client.outgoing);
+                    return Ok(());
+                }
+            }
+            self.more().await?;
+        }
+    }
+
+    /// Drops `count` bytes of the client's, those that are still to come included.
+    async fn discard(&mut self, mut count: usize) -> Result<(), Report> {
+        loop {
+            let here = self.client.incoming.filled().len().min(count);
+            self.client.incoming.consume(here);
+            count -= here;
+            if count == 0 {
+                return Ok(());
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn more(&mut self) -> Result<(), Report> {
+        match self.next().await {
+            Next::Bytes => Ok(()),
+            Next::Gone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left")),
+            Next::Drain => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
+        }
+    }
+}

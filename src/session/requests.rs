@@ -1,0 +1,435 @@
+//! A client's messages on their way to a server: headers are scanned, statement names translated, bodies streamed.
+//!
+//! Only what names a prepared statement is read further than five bytes. Whatever is refused here is refused without
+//! a byte of it having reached the server.
+
+use bytes::BytesMut;
+
+use super::prepared::{ClientStatements, NameRefused};
+use crate::net::buffer::{BUFFER_SIZE, Buffer};
+use crate::pool::ledger::{Due, Said};
+use crate::pool::server::BoundServer;
+use crate::pool::statement::Registry;
+use crate::tenancy::statements::OWN_PREFIX;
+use crate::wire::frame::{HEADER, Header, peek, split_cstr};
+use crate::wire::report::{Report, Sqlstate, Violation};
+use crate::wire::{speak, tag};
+
+/// Text and types of a named prepared statement at most: it is kept as long as any client holds it.
+pub const MAX_STATEMENT: usize = 4 * 1024 * 1024;
+
+/// A portal's or statement's name at most; PostgreSQL's own limit for identifiers is 63.
+const MAX_NAME: usize = 1024;
+
+/// A message is remembered or rewritten in one piece up to this size.
+const MAX_WHOLE: usize = BUFFER_SIZE - 1024;
+
+/// Bytes queued for a server past which the client is not read further: what it sends next waits in its own socket.
+pub const HIGH_WATER: usize = 64 * 1024;
+
+/// The state of the scan between reads.
+#[derive(Default)]
+pub struct Requests {
+    /// Bytes of the current message still to come, and whether the server gets them.
+    body: Option<(usize, bool)>,
+    /// A Parse that is longer than a buffer, being collected.
+    collecting: Option<(usize, Vec<u8>)>,
+    /// An error was said in the server's place: as a server would, skip everything up to Sync.
+    skipping: bool,
+    /// Terminate was read.
+    terminated: bool,
+}
+
+/// What the first bytes of an idle client ask for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// A whole message (or a buffer full of it) is there that needs a server.
+    Server,
+    /// More bytes first: a server is not held for half a message.
+    More,
+    /// Terminate.
+    Goodbye,
+}
+
+impl Requests {
+    /// Whether the client said Terminate.
+    pub fn is_terminated(&self) -> bool {
+        self.terminated
+    }
+
+    /// Whether no message is half read.
+    pub fn is_between_messages(&self) -> bool {
+        self.body.is_none() && self.collecting.is_none() && !self.skipping
+    }
+
+    /// Looks at what an idle client sent, without a server.
+    ///
+    /// # Errors
+    /// What a server must never see.
+    pub fn wants(&mut self, incoming: &mut Buffer) -> Result<Wants, Report> {
+        loop {
+            if !self.skip_body(incoming) {
+                return Ok(Wants::More);
+            }
+            let Some(header) = peek(incoming.filled())? else { return Ok(Wants::More) };
+            match header.tag {
+                tag::TERMINATE => return Ok(Wants::Goodbye),
+                // Outside a COPY, PostgreSQL ignores copy data; a Flush has nothing to flush.
+                tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH => {
+                    self.body = Some((header.frame(), false));
+                }
+                _ => {
+                    check_known(header)?;
+                    let whole = incoming.filled().len() >= header.frame() || incoming.is_full();
+                    return Ok(if whole { Wants::Server } else { Wants::More });
+                }
+            }
+        }
+    }
+
+    /// Moves what the client sent to the server's queue.
+    ///
+    /// # Errors
+    /// What a server must never see: the client is refused and both connections close.
+    pub fn carry(
+        &mut self,
+        incoming: &mut Buffer,
+        server: &mut BoundServer,
+        statements: &mut ClientStatements,
+        registry: &Registry,
+    ) -> Result<(), Report> {
+        while !self.terminated && server.outgoing().len() < HIGH_WATER {
+            if self.collecting.is_some() {
+                match self.collect(incoming) {
+                    Some(message) => self.parse(&message, server, statements, registry),
+                    None => return Ok(()),
+                }
+                continue;
+            }
+            if !self.stream_body(incoming, server) {
+                return Ok(());
+            }
+            let Some(header) = peek(incoming.filled())? else { return Ok(()) };
+            check_known(header)?;
+            if self.skipping && !matches!(header.tag, tag::SYNC | tag::TERMINATE) {
+                self.body = Some((header.frame(), false));
+                continue;
+            }
+            let mut message = Message { header, requests: self, server, statements, registry };
+            if message.take(incoming)? == Taken::NeedsMore {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the rest of a message that nobody gets; false if more of it is to come.
+    fn skip_body(&mut self, incoming: &mut Buffer) -> bool {
+        let Some((left, _)) = self.body else { return true };
+        let here = incoming.filled().len().min(left);
+        incoming.consume(here);
+        self.body = (left > here).then_some((left - here, false));
+        self.body.is_none()
+    }
+
+    fn stream_body(&mut self, incoming: &mut Buffer, server: &mut BoundServer) -> bool {
+        let Some((left, is_servers)) = self.body else { return true };
+        if is_servers {
+            let here = incoming.filled().len().min(left);
+            server.carry(&incoming.filled()[..here]);
+        }
+        self.skip_body(incoming);
+        if let Some((left, _)) = self.body {
+            self.body = Some((left, is_servers));
+        }
+        self.body.is_none()
+    }
+
+    /// Collects a Parse that is longer than a buffer. The vector grows by what arrived, not by what was announced.
+    fn collect(&mut self, incoming: &mut Buffer) -> Option<Vec<u8>> {
+        let (wanted, bytes) = self.collecting.as_mut()?;
+        let here = incoming.filled().len().min(*wanted - bytes.len());
+        bytes.extend_from_slice(&incoming.filled()[..here]);
+        incoming.consume(here);
+        if bytes.len() < *wanted {
+            return None;
+        }
+        self.collecting.take().map(|(_, bytes)| bytes)
+    }
+
+    /// A named Parse whose body is here whole.
+    fn parse(
+        &mut self,
+        body: &[u8],
+        server: &mut BoundServer,
+        statements: &mut ClientStatements,
+        registry: &Registry,
+    ) {
+        let Some((name, text_and_types)) = split_cstr(body) else {
+            return self.say_error(&Violation::Malformed(tag::PARSE).into(), server);
+        };
+        let statement = registry.intern(text_and_types);
+        if let Err(refused) = statements.name(name, statement.clone()) {
+            let shown = String::from_utf8_lossy(name);
+            let report = match refused {
+                NameRefused::Taken => Report::new(
+                    Sqlstate::DUPLICATE_STATEMENT,
+                    format!("prepared statement \"{shown}\" already exists"),
+                ),
+                NameRefused::TooMany => Report::new(Sqlstate::LIMIT_EXCEEDED, "too many prepared statements")
+                    .hint("Close statements that are no longer used."),
+            };
+            return self.say_error(&report, server);
+        }
+        if server.will_have(&statement) {
+            server.owe(Due::Said(Said::ParseComplete { name: name.into() }));
+        } else {
+            speak::parse_raw(statement.server_name().as_bytes(), text_and_types, server.outgoing());
+            server.owe(Due::Parse { name: Some(name.into()), statement: Some(statement) });
+        }
+    }
+
+    /// Answers with an error in the server's place, and skips up to Sync as the server would.
+    fn say_error(&mut self, report: &Report, server: &mut BoundServer) {
+        let mut bytes = BytesMut::new();
+        report.error(&mut bytes);
+        server.owe(Due::Said(Said::Error(bytes.as_ref().into())));
+        self.skipping = true;
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Taken {
+    /// Dealt with, or its body streams.
+    Done,
+    /// Not enough of it is here.
+    NeedsMore,
+}
+
+/// One message at the head of the buffer.
+struct Message<'a> {
+    header: Header,
+    requests: &'a mut Requests,
+    server: &'a mut BoundServer,
+    statements: &'a mut ClientStatements,
+    registry: &'a Registry,
+}
+
+impl Message<'_> {
+    fn take(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
+        match self.header.tag {
+            tag::QUERY => {
+                // A simple query replaces the unnamed statement on the server.
+                *self.server.unnamed_is_ours() = false;
+                self.stream(incoming, Some(Due::Query))
+            }
+            tag::SYNC => {
+                self.requests.skipping = false;
+                self.stream(incoming, Some(Due::Sync))
+            }
+            tag::EXECUTE => self.stream(incoming, Some(Due::Execute)),
+            tag::FLUSH | tag::COPY_DATA => self.stream(incoming, None),
+            tag::COPY_DONE | tag::COPY_FAIL => self.stream(incoming, Some(Due::CopyEnd)),
+            tag::PARSE => self.take_parse(incoming),
+            tag::BIND => self.take_bind(incoming),
+            tag::DESCRIBE | tag::CLOSE => self.take_target(incoming),
+            tag::TERMINATE => {
+                self.requests.terminated = true;
+                incoming.consume(HEADER);
+                Ok(Taken::Done)
+            }
+            other => Err(Violation::Unexpected(other).into()),
+        }
+    }
+
+    /// Passes the message on as it is, body as it comes.
+    fn stream(&mut self, incoming: &mut Buffer, due: Option<Due>) -> Result<Taken, Report> {
+        if let Some(due) = due {
+            self.server.owe(due);
+        }
+        self.requests.body = Some((self.header.frame(), true));
+        self.requests.stream_body(incoming, self.server);
+        Ok(Taken::Done)
+    }
+
+    fn body<'b>(&self, incoming: &'b Buffer) -> &'b [u8] {
+        let bytes = incoming.filled();
+        &bytes[HEADER..self.header.frame().min(bytes.len())]
+    }
+
+    fn is_whole(&self, incoming: &Buffer) -> bool {
+        incoming.filled().len() >= self.header.frame()
+    }
+
+    /// Not enough is here; unless more cannot help, because the buffer has no room for it.
+    fn more(&self, incoming: &Buffer) -> Result<Taken, Report> {
+        if incoming.filled().len() >= MAX_WHOLE {
+            return Err(Violation::Malformed(self.header.tag).into());
+        }
+        Ok(Taken::NeedsMore)
+    }
+
+    fn take_parse(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
+        match self.body(incoming).first() {
+            None if self.header.body == 0 => return Err(Violation::Malformed(tag::PARSE).into()),
+            None => return self.more(incoming),
+            Some(0) => return self.take_unnamed_parse(incoming),
+            Some(_) => {}
+        }
+        if self.header.body > MAX_STATEMENT {
+            return Err(Report::new(Sqlstate::LIMIT_EXCEEDED, "prepared statement too long")
+                .detail(format!("{} bytes; at most {MAX_STATEMENT} can be pooled.", self.header.body))
+                .hint("Use the unnamed statement for texts of this size."));
+        }
+        if self.is_whole(incoming) {
+            let body = self.body(incoming).to_vec();
+            incoming.consume(self.header.frame());
+            self.requests.parse(&body, self.server, self.statements, self.registry);
+        } else {
+            incoming.consume(HEADER);
+            self.requests.collecting = Some((self.header.body, Vec::new()));
+        }
+        Ok(Taken::Done)
+    }
+
+    fn take_unnamed_parse(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
+        if !self.is_whole(incoming) && self.header.frame() <= MAX_WHOLE {
+            return self.more(incoming);
+        }
+        // Longer ones pass as they are; they do not follow the client to another server.
+        let text_and_types = self.is_whole(incoming).then(|| &self.body(incoming)[1..]);
+        self.statements.remember_unnamed(text_and_types);
+        *self.server.unnamed_is_ours() = true;
+        self.stream(incoming, Some(Due::Parse { name: None, statement: None }))
+    }
+
+    /// Bind: portal, statement, and the rest, which streams.
+    fn take_bind(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
+        let body = self.body(incoming);
+        let names = split_cstr(body).and_then(|(portal, rest)| {
+            split_cstr(rest).map(|(statement, rest)| (portal, statement, body.len() - rest.len()))
+        });
+        let Some((portal, statement, names_length)) = names else {
+            if self.is_whole(incoming) || body.len() > 2 * MAX_NAME {
+                return Err(Violation::Malformed(tag::BIND).into());
+            }
+            return self.more(incoming);
+        };
+        let (portal, statement) = (portal.to_vec(), statement.to_vec());
+        let server_name = self.ensure(&statement);
+        let length = 4 + portal.len() + 1 + server_name.len() + 1 + (self.header.body - names_length);
+        let mut head = Vec::with_capacity(HEADER + portal.len() + server_name.len() + 2);
+        head.push(tag::BIND);
+        head.extend((length as u32).to_be_bytes());
+        head.extend(portal);
+        head.push(0);
+        head.extend(server_name);
+        head.push(0);
+        self.server.carry(&head);
+        self.server.owe(Due::Bind);
+        incoming.consume(HEADER + names_length);
+        let rest = self.header.body - names_length;
+        self.requests.body = (rest > 0).then_some((rest, true));
+        self.requests.stream_body(incoming, self.server);
+        Ok(Taken::Done)
+    }
+
+    /// Describe and Close: a statement's or a portal's name.
+    fn take_target(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
+        if self.header.body > MAX_NAME {
+            return Err(Violation::Malformed(self.header.tag).into());
+        }
+        if !self.is_whole(incoming) {
+            return self.more(incoming);
+        }
+        let body = self.body(incoming).to_vec();
+        let Some((&target, rest)) = body.split_first() else {
+            return Err(Violation::Malformed(self.header.tag).into());
+        };
+        let Some((name, [])) = split_cstr(rest) else {
+            return Err(Violation::Malformed(self.header.tag).into());
+        };
+        let is_close = self.header.tag == tag::CLOSE;
+        if target != tag::TARGET_STATEMENT {
+            return self.stream(incoming, Some(if is_close { Due::Close } else { Due::Describe }));
+        }
+        if is_close && !name.is_empty() {
+            // The name lives here; the statement stays on the servers, where others may use it.
+            incoming.consume(self.header.frame());
+            let closed = self.statements.close(name);
+            self.server.owe(Due::Said(Said::CloseComplete { closed }));
+            return Ok(Taken::Done);
+        }
+        if is_close {
+            self.statements.remember_unnamed(None);
+            *self.server.unnamed_is_ours() = true; // it will be gone, which is what the client wants to find
+            return self.stream(incoming, Some(Due::Close));
+        }
+        let server_name = self.ensure(name);
+        let mut message = vec![self.header.tag];
+        message.extend((4 + 1 + server_name.len() as u32 + 1).to_be_bytes());
+        message.push(target);
+        message.extend(server_name);
+        message.push(0);
+        self.server.carry(&message);
+        self.server.owe(Due::Describe);
+        incoming.consume(self.header.frame());
+        Ok(Taken::Done)
+    }
+
+    /// The server's name for the client's statement, after making sure that the server has it.
+    fn ensure(&mut self, name: &[u8]) -> Vec<u8> {
+        if name.is_empty() {
+            self.ensure_unnamed();
+            return Vec::new();
+        }
+        let Some(statement) = self.statements.get(name) else {
+            // PostgreSQL itself says that there is none (or finds what SQL PREPARE made in this transaction); names of
+            // ours are out of a client's reach.
+            return if name.starts_with(OWN_PREFIX) { [b"?", name].concat() } else { name.to_vec() };
+        };
+        if !self.server.will_have(statement) {
+            let server_name = statement.server_name();
+            speak::parse_raw(server_name.as_bytes(), &statement.text_and_types, self.server.outgoing());
+            self.server.owe(Due::Ensure(statement.clone()));
+        }
+        statement.server_name().into_bytes()
+    }
+
+    fn ensure_unnamed(&mut self) {
+        if *self.server.unnamed_is_ours() {
+            return;
+        }
+        match self.statements.unnamed() {
+            Some(text_and_types) => speak::parse_raw(b"", text_and_types, self.server.outgoing()),
+            // Whoever had the server before may have left one: the client must find none.
+            None => speak::close_unnamed(self.server.outgoing()),
+        }
+        self.server.owe(Due::Unnamed);
+        *self.server.unnamed_is_ours() = true;
+    }
+}
+
+/// Refuses what no pooled server may see.
+fn check_known(header: Header) -> Result<(), Report> {
+    match header.tag {
+        tag::QUERY
+        | tag::PARSE
+        | tag::BIND
+        | tag::DESCRIBE
+        | tag::EXECUTE
+        | tag::CLOSE
+        | tag::FLUSH
+        | tag::COPY_DATA
+        | tag::COPY_DONE
+        | tag::COPY_FAIL => Ok(()),
+        tag::SYNC | tag::TERMINATE if header.body == 0 => Ok(()),
+        tag::SYNC | tag::TERMINATE => Err(Violation::Malformed(header.tag).into()),
+        tag::FUNCTION_CALL => Err(Report::new(
+            Sqlstate::NOT_SUPPORTED,
+            "the function call protocol is not supported through pgtenant",
+        )
+        .hint("Call the function with SELECT.")),
+        other => Err(Violation::Unexpected(other).into()),
+    }
+}

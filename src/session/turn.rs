@@ -1,0 +1,317 @@
+//! One client's turn on one server: both sockets in one task, bytes both ways until the transaction is over.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::relay::Client;
+use crate::observe::metrics::QueryTimes;
+use crate::pool::Pool;
+use crate::pool::answers::{Broken, Heard};
+use crate::pool::ledger::{Skipped, TransactionOver};
+use crate::pool::server::BoundServer;
+use crate::wire::report::{Report, Sqlstate};
+
+/// A turn in progress.
+pub struct Turn<'a> {
+    pool: &'a Arc<Pool>,
+    client: &'a mut Client,
+    server: BoundServer,
+    heard: Heard,
+    /// Settings that the client changed.
+    settings: Vec<(String, String)>,
+    clock: Clock,
+}
+
+/// How a turn ended.
+pub enum End {
+    /// The transaction is over; the server may serve someone else.
+    Over(TransactionOver),
+    /// The client is gone.
+    Abandoned {
+        /// PostgreSQL is still at work for it.
+        still_runs: bool,
+    },
+    /// Both connections must close; the client is told why.
+    Failed(Report),
+}
+
+/// What woke the turn.
+enum Event {
+    /// The client sent bytes.
+    Client,
+    /// The server sent bytes.
+    Server,
+    /// The client closed, or does not take what it asked for.
+    ClientGone,
+    /// The server closed.
+    ServerGone,
+}
+
+/// The times of the query that runs.
+struct Clock {
+    times: QueryTimes,
+    /// The client has not taken its results since then.
+    blocked: Option<Instant>,
+    /// A query runs whose end will be recorded.
+    is_running: bool,
+}
+
+impl<'a> Turn<'a> {
+    /// Begins a turn; `started` is when the client's first byte was seen.
+    pub fn new(pool: &'a Arc<Pool>, client: &'a mut Client, server: BoundServer, started: Instant) -> Self {
+        let now = Instant::now();
+        let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
+        let clock = Clock { times, blocked: None, is_running: true };
+        Self { pool, client, server, heard: Heard::default(), settings: Vec::new(), clock }
+    }
+
+    /// The server and what the client changed, when the turn has ended.
+    pub fn finish(self) -> (BoundServer, Vec<(String, String)>) {
+        (self.server, self.settings)
+    }
+
+    /// Carries bytes both ways until the transaction is over or one side fails.
+    pub async fn run(&mut self) -> End {
+        loop {
+            if let Err(report) = self.carry() {
+                return End::Failed(report);
+            }
+            if let Some(end) = self.ended() {
+                return end;
+            }
+            match poll_fn(|cx| self.poll_event(cx)).await {
+                Event::Client => self.clock.client_spoke(self.server.ledger().is_waiting()),
+                Event::Server => {
+                    if let Err(report) = self.hear() {
+                        return End::Failed(report);
+                    }
+                }
+                Event::ClientGone => {
+                    return End::Abandoned { still_runs: self.server.ledger().is_waiting() };
+                }
+                Event::ServerGone => return End::Failed(self.server_gone()),
+            }
+        }
+    }
+
+    /// The client's messages to the server's queue, and the proxy's own answers that need no server.
+    fn carry(&mut self) -> Result<(), Report> {
+        let client = &mut *self.client;
+        let registry = self.pool.registry();
+        client.requests.carry(&mut client.incoming, &mut self.server, &mut client.statements, registry)?;
+        self.server.say(&mut client.outgoing);
+        Ok(())
+    }
+
+    /// Whether the turn is over: nothing outstanding, and the client between messages.
+    fn ended(&mut self) -> Option<End> {
+        let requests = &self.client.requests;
+        if requests.is_terminated() && !self.server.ledger().is_waiting() {
+            return Some(match self.server.ledger().over() {
+                Some(over) => self.over(over),
+                // It left inside a transaction: closing the server rolls it back.
+                None => End::Abandoned { still_runs: false },
+            });
+        }
+        if !requests.is_between_messages() {
+            return None;
+        }
+        let over = self.server.ledger().over()?;
+        Some(self.over(over))
+    }
+
+    fn over(&mut self, over: TransactionOver) -> End {
+        // What the client has not taken yet is kept for it; the server need not wait.
+        if !self.server.run().is_empty() {
+            self.client.outgoing.extend_from_slice(self.server.run());
+            self.server.passed(self.server.run().len());
+        }
+        End::Over(over)
+    }
+
+    /// Moves what can be moved and tells what arrived. Towards the client comes first: its next query waits for it.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.server.poll_send(cx).and_ready(|sent| sent.is_err()) {
+            return Poll::Ready(Event::ServerGone);
+        }
+        match self.poll_send_client(cx) {
+            Poll::Ready(Ok(())) => {
+                self.clock.client_took();
+                // Only now: a client that does not read must not fill our memory.
+                match self.server.poll_fill(cx) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::ServerGone),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Event::Server),
+                    Poll::Pending => {}
+                }
+            }
+            Poll::Ready(Err(_)) => return Poll::Ready(Event::ClientGone),
+            Poll::Pending => self.clock.client_blocks(),
+        }
+        if self.client.requests.is_terminated()
+            || !self.server.outgoing().is_empty()
+            || self.client.incoming.is_full()
+        {
+            return Poll::Pending;
+        }
+        match ready!(self.client.incoming.poll_fill(&mut self.client.stream, cx)) {
+            Ok(0) | Err(_) => Poll::Ready(Event::ClientGone),
+            Ok(_) => Poll::Ready(Event::Client),
+        }
+    }
+
+    /// Sends what is the client's: our own words first, then the server's bytes straight from where they were read.
+    fn poll_send_client(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let client = &mut *self.client;
+        if !client.outgoing.is_empty() {
+            ready!(client.stream.poll_send(cx, &mut client.outgoing))?;
+        }
+        let mut wrote = false;
+        while !self.server.run().is_empty() {
+            let count = ready!(client.stream.poll_write(cx, self.server.run()))?;
+            self.server.passed(count);
+            wrote = true;
+        }
+        if wrote || client.stream.is_tls() { client.stream.poll_flush(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Goes through what the server sent, and acts on what it means.
+    fn hear(&mut self) -> Result<(), Report> {
+        let heard = self.server.hear(&mut self.client.outgoing, &mut self.heard);
+        heard.map_err(|broken| self.broken(&broken))?;
+        if self.heard.bound {
+            self.clock.times.bound = Instant::now();
+        }
+        if self.heard.seal_refused {
+            self.pool.metrics().seal_refusals.increment(1);
+            tracing::warn!("the database refused a seal; the server is closed");
+        }
+        for skipped in self.heard.skipped.drain(..) {
+            match skipped {
+                Skipped::Parse(name) => drop(self.client.statements.close(&name)),
+                Skipped::Close(name, statement) => self.client.statements.put_back(name, statement),
+                Skipped::NotOnServer(id) => self.server.lacks(id),
+            }
+        }
+        for code in self.heard.errors.drain(..) {
+            self.pool.metrics().error(&code);
+        }
+        self.settings.append(&mut self.heard.settings);
+        if self.heard.readies > 0 {
+            let goes_on = self.server.ledger().is_waiting();
+            for times in self.clock.ready(self.heard.readies, goes_on) {
+                self.pool.metrics().query(&times);
+            }
+        }
+        Ok(())
+    }
+
+    fn broken(&self, broken: &Broken) -> Report {
+        if matches!(broken, Broken::Binding(_)) {
+            self.pool.metrics().bind_failures.increment(1);
+        }
+        tracing::warn!(reason = %broken, "a server was closed");
+        binding_or_protocol(broken)
+    }
+
+    fn server_gone(&self) -> Report {
+        Report::new(Sqlstate::CONNECTION_FAILURE, "the connection to PostgreSQL was lost")
+            .detail("The transaction was not completed, unless its COMMIT was already on the way.")
+            .hint("Connect again and check whether the last transaction took effect before repeating it.")
+    }
+}
+
+/// What a client is told when a server's answers cannot be followed: nothing of what the server said.
+fn binding_or_protocol(broken: &Broken) -> Report {
+    let message = match broken {
+        Broken::Binding(_) => "the server could not be put under your tenant context",
+        Broken::Protocol(_) => "the server connection cannot be followed any further",
+    };
+    Report::new(Sqlstate::CONNECTION_FAILURE, message).hint("Connect again; the log of pgtenant says more.")
+}
+
+impl Clock {
+    /// Bytes of a query arrived. The first of them start its clock.
+    fn client_spoke(&mut self, is_waiting: bool) {
+        if !is_waiting && !self.is_running {
+            let now = Instant::now();
+            self.times =
+                QueryTimes { started: now, leased: now, bound: now, ready: now, client: Duration::ZERO };
+            self.is_running = true;
+        }
+    }
+
+    fn client_blocks(&mut self) {
+        self.blocked.get_or_insert_with(Instant::now);
+    }
+
+    fn client_took(&mut self) {
+        if let Some(since) = self.blocked.take() {
+            self.times.client += since.elapsed();
+        }
+    }
+
+    /// ReadyForQuery arrived `count` times; of a pipeline, the later queries began when the earlier ones ended.
+    fn ready(&mut self, count: usize, goes_on: bool) -> impl Iterator<Item = QueryTimes> + use<> {
+        let now = Instant::now();
+        self.times.ready = now;
+        let first = self.times;
+        self.times = QueryTimes { started: now, leased: now, bound: now, ready: now, client: Duration::ZERO };
+        let rest = self.times;
+        self.is_running = goes_on;
+        std::iter::once(first).chain(std::iter::repeat_n(rest, count - 1))
+    }
+}
+
+/// Brings a server whose binding is queued to rest, without a client: a trial of the client's settings.
+/// Tells what PostgreSQL reported of them.
+///
+/// # Errors
+/// PostgreSQL refused one of the settings, or the connection broke.
+pub async fn settle(
+    pool: &Arc<Pool>,
+    mut server: BoundServer,
+) -> Result<Option<Vec<(String, String)>>, Report> {
+    let (mut heard, mut nothing) = (Heard::default(), BytesMut::new());
+    let mut told = None;
+    loop {
+        if let Some(over) = server.ledger().over() {
+            pool.release(server, over);
+            return Ok(told);
+        }
+        let read = poll_fn(|cx| {
+            if server.poll_send(cx).and_ready(|sent| sent.is_err()) {
+                return Poll::Ready(Ok(0));
+            }
+            server.poll_fill(cx)
+        });
+        if !matches!(read.await, Ok(1..)) {
+            return Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the connection to PostgreSQL was lost"));
+        }
+        match server.hear(&mut nothing, &mut heard) {
+            Ok(()) => told.get_or_insert_with(Vec::new).append(&mut heard.bound_settings),
+            Err(Broken::Binding(refused)) => {
+                return Err(Report::new(Sqlstate::INVALID_PARAMETER, refused.message)
+                    .hint("Check the settings in the connection string."));
+            }
+            Err(broken) => return Err(binding_or_protocol(&broken)),
+        }
+    }
+}
+
+/// A test of what is ready, which the standard library does not have for `Poll`.
+trait ReadyAnd<T> {
+    fn and_ready(self, test: impl FnOnce(T) -> bool) -> bool;
+}
+
+impl<T> ReadyAnd<T> for Poll<T> {
+    fn and_ready(self, test: impl FnOnce(T) -> bool) -> bool {
+        match self {
+            Poll::Ready(value) => test(value),
+            Poll::Pending => false,
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What may this identity touch? Pure: no sockets, no clock; time is an argument.
+
+pub mod context;
+pub mod seal;
+pub mod settings;
+pub mod statements;

@@ -1,0 +1,74 @@
+//! The statements that clean a server and bind it to a context, as protocol messages.
+
+use bytes::BytesMut;
+
+use super::seal::SealedContext;
+use super::settings::Settings;
+use crate::wire::speak;
+
+/// Name of the prepared statement that binds; it is made anew by every cleaning, so no client can have dropped it.
+const BIND: &str = "pgtenant_bind";
+
+/// Prefix of every server-side statement name that is ours; a client's Bind cannot name one of them.
+pub const OWN_PREFIX: &[u8] = b"pgtenant_";
+
+/// The seal and the payload that it covers travel as parameters: statement texts are visible to whoever shares the role.
+/// Everything is schema-qualified, so a hostile `search_path` changes nothing.
+const BIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, false) IS NOT NULL \
+     AND pg_catalog.set_config('pgtenant.claims', $2::pg_catalog.text, false) IS NOT NULL";
+
+/// A new session needs only this to be clean: PostgreSQL starts it without anyone's state.
+pub fn prepare(out: &mut BytesMut) {
+    speak::parse(BIND, BIND_SQL, out);
+    speak::sync(out);
+}
+
+/// Replies to [`prepare`] end with this many ReadyForQuery.
+pub const PREPARE_READIES: usize = 1;
+
+/// Removes everything that a client can leave on a server.
+///
+/// DISCARD ALL: cursors, role and session authorization, settings, prepared statements (SQL-level and protocol-level),
+/// LISTEN, advisory locks, cached plans, temporary tables, sequence state. The Parse of the unnamed statement replaces
+/// what a client left there, and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
+/// block, so its success also proves that none is open.
+pub fn clean(seed: f64, out: &mut BytesMut) {
+    speak::query("DISCARD ALL", out);
+    speak::parse(BIND, BIND_SQL, out);
+    speak::parse("", "SELECT pg_catalog.setseed($1::pg_catalog.float8)", out);
+    speak::bind_and_execute("", &[seed.to_string().as_bytes()], out);
+    speak::sync(out);
+}
+
+/// Replies to [`clean`] end with this many ReadyForQuery.
+pub const CLEAN_READIES: usize = 2;
+
+/// Binds a clean server: the client's settings first, then the seal, committed together in a step of their own.
+/// Writes nothing (and says so) when there is nothing to bind.
+pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
+    if !settings.is_empty() {
+        let mut sql = String::from("SELECT ");
+        let mut parameters: Vec<&[u8]> = Vec::with_capacity(2 * settings.len());
+        for (index, (name, value)) in settings.iter().enumerate() {
+            if index > 0 {
+                sql.push_str(", ");
+            }
+            let (n, v) = (2 * index + 1, 2 * index + 2);
+            sql.push_str(&format!(
+                "pg_catalog.set_config(${n}::pg_catalog.text, ${v}::pg_catalog.text, false) IS NULL"
+            ));
+            parameters.push(name.as_bytes());
+            parameters.push(value.as_bytes());
+        }
+        speak::parse("", &sql, out);
+        speak::bind_and_execute("", &parameters, out);
+    }
+    if let Some((sealed, payload)) = sealed {
+        speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
+    }
+    let something = sealed.is_some() || !settings.is_empty();
+    if something {
+        speak::sync(out);
+    }
+    something
+}

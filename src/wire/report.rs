@@ -1,0 +1,191 @@
+//! Errors as PostgreSQL tells them: severity, SQLSTATE, one sentence, a detail and a hint.
+
+use bytes::BytesMut;
+use pgwire::messages::Message;
+use pgwire::messages::response::ErrorResponse;
+
+use super::frame::split_cstr;
+
+/// A five-character error code (PostgreSQL documentation, appendix A).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sqlstate(pub &'static str);
+
+impl Sqlstate {
+    /// connection_failure: the server connection is gone, or binding it failed.
+    pub const CONNECTION_FAILURE: Self = Self("08006");
+    /// sqlclient_unable_to_establish_sqlconnection: PostgreSQL cannot be reached.
+    pub const CANNOT_CONNECT: Self = Self("08001");
+    /// sqlserver_rejected_establishment_of_sqlconnection: PostgreSQL refused the proxy's sign-in.
+    pub const SERVER_REJECTED: Self = Self("08004");
+    /// protocol_violation
+    pub const PROTOCOL_VIOLATION: Self = Self("08P01");
+    /// feature_not_supported
+    pub const NOT_SUPPORTED: Self = Self("0A000");
+    /// invalid_parameter_value
+    pub const INVALID_PARAMETER: Self = Self("22023");
+    /// invalid_authorization_specification
+    pub const INVALID_AUTHORIZATION: Self = Self("28000");
+    /// invalid_password
+    pub const INVALID_PASSWORD: Self = Self("28P01");
+    /// invalid_catalog_name: no such database
+    pub const NO_SUCH_DATABASE: Self = Self("3D000");
+    /// insufficient_privilege
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self("42501");
+    /// invalid_sql_statement_name: a prepared statement that does not exist
+    pub const NO_SUCH_STATEMENT: Self = Self("26000");
+    /// duplicate_prepared_statement
+    pub const DUPLICATE_STATEMENT: Self = Self("42P05");
+    /// too_many_connections
+    pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
+    /// program_limit_exceeded: longer than a named limit allows
+    pub const LIMIT_EXCEEDED: Self = Self("54000");
+    /// admin_shutdown
+    pub const ADMIN_SHUTDOWN: Self = Self("57P01");
+    /// internal_error
+    pub const INTERNAL: Self = Self("XX000");
+}
+
+/// What a client is told when something is refused or broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The SQLSTATE.
+    pub code: Sqlstate,
+    /// One sentence.
+    pub message: String,
+    /// More about this instance.
+    pub detail: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl Report {
+    /// A report without detail or hint.
+    pub fn new(code: Sqlstate, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), detail: None, hint: None }
+    }
+
+    /// Adds a DETAIL.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds a HINT.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Encodes as FATAL: the connection ends after it.
+    pub fn fatal(&self, out: &mut BytesMut) {
+        self.encode("FATAL", out);
+    }
+
+    /// Encodes as ERROR: the connection goes on.
+    pub fn error(&self, out: &mut BytesMut) {
+        self.encode("ERROR", out);
+    }
+
+    fn encode(&self, severity: &str, out: &mut BytesMut) {
+        let mut fields = vec![
+            (b'S', severity.to_owned()),
+            (b'V', severity.to_owned()),
+            (b'C', self.code.0.to_owned()),
+            (b'M', without_nul(&self.message)),
+        ];
+        fields.extend(self.detail.as_deref().map(|d| (b'D', without_nul(d))));
+        fields.extend(self.hint.as_deref().map(|h| (b'H', without_nul(h))));
+        encode(&ErrorResponse::new(fields), out);
+    }
+}
+
+/// Encodes a message that `pgwire` cannot fail on: its lengths are ours and small.
+pub(super) fn encode<M: Message>(message: &M, out: &mut BytesMut) {
+    if message.encode(out).is_err() {
+        debug_assert!(false, "a message of our own did not encode");
+    }
+}
+
+/// A NUL would end the field early and shift what follows.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// The fields of an ErrorResponse or NoticeResponse that the proxy looks at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerReport {
+    /// `V`, not localized; empty if the server left it out.
+    pub severity: String,
+    /// `C`
+    pub code: String,
+    /// `M`
+    pub message: String,
+}
+
+impl ServerReport {
+    /// Reads the fields; whatever is malformed is left empty rather than trusted.
+    pub fn parse(mut body: &[u8]) -> Self {
+        let mut report = Self::default();
+        while let Some((&field, rest)) = body.split_first() {
+            if field == 0 {
+                break;
+            }
+            let Some((value, rest)) = split_cstr(rest) else { break };
+            let value = || String::from_utf8_lossy(value).into_owned();
+            match field {
+                b'V' => report.severity = value(),
+                b'C' => report.code = value(),
+                b'M' => report.message = value(),
+                _ => {} // position, file, line, ...: not for us
+            }
+            body = rest;
+        }
+        report
+    }
+}
+
+/// A stranger's bytes broke the protocol; the stream cannot be followed further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A length that cannot be.
+    #[error("invalid message length in message type {:?}", char::from(*.0))]
+    Length(u8),
+    /// A type that this direction or phase does not have.
+    #[error("unexpected message type {:?}", char::from(*.0))]
+    Unexpected(u8),
+    /// A body that does not have the form its type demands.
+    #[error("malformed message of type {:?}", char::from(*.0))]
+    Malformed(u8),
+    /// A first packet that is none of PostgreSQL's.
+    #[error("invalid startup packet: {0}")]
+    Startup(&'static str),
+}
+
+impl From<Violation> for Report {
+    fn from(violation: Violation) -> Self {
+        Report::new(Sqlstate::PROTOCOL_VIOLATION, violation.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_say_can_be_read_back() {
+        let mut out = BytesMut::new();
+        Report::new(Sqlstate::TOO_MANY_CONNECTIONS, "no\0more").hint("wait").error(&mut out);
+        let read = ServerReport::parse(&out[5..]);
+        assert_eq!((read.severity.as_str(), read.code.as_str()), ("ERROR", "53300"));
+        assert_eq!(read.message, "no\u{fffd}more");
+    }
+
+    #[test]
+    fn half_a_report_is_not_trusted() {
+        assert_eq!(ServerReport::parse(b"C42501"), ServerReport::default());
+        assert_eq!(ServerReport::parse(b"").code, "");
+        assert_eq!(ServerReport::parse(b"C42501\0M").code, "42501");
+    }
+}
