@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use super::cancel::Cancels;
 use super::farewell;
 use super::gate::Gate;
-use super::relay::Relay;
+use super::relay::{Parties, Relay};
 use super::turn;
 use crate::auth::scram::{ScramError, ServerFirst};
 use crate::auth::token::{self, MAX_TOKEN_BYTES};
@@ -75,14 +75,16 @@ impl From<Violation> for Refusal {
 }
 
 impl Login {
+    /// Goes on with what the client may have sent behind its startup packet (a password, if it is in a hurry).
     pub(super) fn new(
         gate: Arc<Gate>,
         stream: Stream,
+        incoming: Buffer,
         peer: SocketAddr,
         shard: Shard,
         message: StartupMessage,
     ) -> Self {
-        Self { gate, stream, incoming: Buffer::default(), out: BytesMut::new(), peer, shard, message }
+        Self { gate, stream, incoming, out: BytesMut::new(), peer, shard, message }
     }
 
     /// Signs the client in; `None` when it was refused or left.
@@ -270,7 +272,8 @@ impl Login {
         self.send().await.ok()?;
         let subject = signed_in.terms.context().map_or("", TenantContext::subject);
         tracing::debug!(peer = %self.peer, user = %signed_in.role.name, database = %self.message.database, subject, "signed in");
-        Some(Relay::new(self.gate, signed_in.pool, self.shard, self.stream, signed_in.terms, registered))
+        let parties = Parties { gate: self.gate, pool: signed_in.pool, shard: self.shard, registered };
+        Some(Relay::new(parties, self.stream, self.incoming, signed_in.terms))
     }
 
     async fn send(&mut self) -> Result<(), Refusal> {

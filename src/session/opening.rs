@@ -121,11 +121,7 @@ impl Opening {
                 .hint("Add sslmode=require (better: verify-full) to the connection string.");
             return self.refuse(&report).await;
         }
-        if !self.incoming.is_empty() {
-            // No driver speaks before it is asked; what does may be an attempt to smuggle.
-            return self.refuse(&Violation::Startup("bytes behind the startup packet").into()).await;
-        }
-        Some(Login::new(self.gate, self.stream, self.peer, self.shard, message))
+        Some(Login::new(self.gate, self.stream, self.incoming, self.peer, self.shard, message))
     }
 
     async fn refuse<T>(self, report: &Report) -> Option<T> {

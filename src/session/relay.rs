@@ -32,6 +32,14 @@ pub struct Relay {
     pub(super) client: Client,
 }
 
+/// Whom a client deals with.
+pub(super) struct Parties {
+    pub(super) gate: Arc<Gate>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) shard: Shard,
+    pub(super) registered: Registered,
+}
+
 /// What a turn needs of its client.
 pub struct Client {
     /// The connection.
@@ -57,21 +65,16 @@ enum Next {
 }
 
 impl Relay {
-    pub(super) fn new(
-        gate: Arc<Gate>,
-        pool: Arc<Pool>,
-        shard: Shard,
-        stream: Stream,
-        terms: Terms,
-        registered: Registered,
-    ) -> Self {
+    /// Goes on with what the client may have sent behind its password.
+    pub(super) fn new(parties: Parties, stream: Stream, incoming: Buffer, terms: Terms) -> Self {
         let client = Client {
             stream,
-            incoming: Buffer::default(),
+            incoming,
             outgoing: BytesMut::new(),
             requests: Requests::default(),
             statements: ClientStatements::default(),
         };
+        let Parties { gate, pool, shard, registered } = parties;
         Self { gate, pool, shard, terms, registered, client }
     }
 

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -163,7 +163,8 @@ impl Throwaway {
         let bin = find_bin(options.bin.as_deref())?;
         let version = version_of(&bin)?;
         let password = random_password()?;
-        let home = tempfile::Builder::new().prefix("pgtenant-pg-").tempdir();
+        let mine = fs::Permissions::from_mode(0o700);
+        let home = tempfile::Builder::new().prefix("pgtenant-pg-").permissions(mine).tempdir();
         let home = home.map_err(failed("cannot make a temporary directory"))?;
         let settings = settings(home.path(), &options.settings);
         let files = [("password", format!("{password}\n")), ("settings", settings), ("log", String::new())];
@@ -202,11 +203,12 @@ impl Throwaway {
         }
     }
 
-    /// Starts the server again after [`Throwaway::stop_server`]: the same directory, the same port.
+    /// Starts the server again, and stops it first if it runs: the same directory, the same port.
     ///
     /// # Errors
     /// It does not start, or its port was taken in the meantime.
     pub fn start_server(&mut self) -> Result<(), ThrowawayError> {
+        self.stop_server()?;
         let mut attempt = 1;
         loop {
             match self.attempt(START)? {
@@ -224,9 +226,8 @@ impl Throwaway {
     /// It does not stop.
     pub fn stop_server(&mut self) -> Result<(), ThrowawayError> {
         self.tell("stop\n")?;
-        let file = self.data_dir().join("postmaster.pid");
         let deadline = Instant::now() + START;
-        while file.exists() {
+        while self.pid_file().exists() {
             if Instant::now() > deadline {
                 return Err(ThrowawayError::NotStopped { tail: self.log_tail(TAIL) });
             }
@@ -277,6 +278,11 @@ impl Throwaway {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
+    /// There while the server is.
+    fn pid_file(&self) -> PathBuf {
+        self.data_dir().join("postmaster.pid")
+    }
+
     fn log(&self) -> String {
         let bytes = fs::read(self.directory.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -308,7 +314,8 @@ impl Throwaway {
             if news.contains("could not create any TCP/IP sockets") {
                 return Ok(Outcome::PortTaken);
             }
-            if news.contains("FATAL:") || news.contains("PANIC:") {
+            // A client that comes too early makes a FATAL line as well, but then the server is there.
+            if (news.contains("FATAL:") || news.contains("PANIC:")) && !self.pid_file().exists() {
                 return Ok(Outcome::Refused);
             }
             if Instant::now() > deadline {

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Keeps a throwaway PostgreSQL for the process that holds the other end of standard input, and clears up after it,
 # however it ends. $1: PostgreSQL's programs, $2: the directory.
 bin=$1

@@ -1,0 +1,35 @@
+# pgtenant: `make` says what there is.
+
+SHELL := /bin/sh
+# rustup's place, for a shell that has not been opened anew since Rust was installed.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## a throwaway PostgreSQL with the proxy before it, and psql lines to paste (ARGS=--once for a guided tour)
+	@deploy/prerequisites.sh
+	cargo run --locked --release -- demo $(ARGS)
+
+test: ## all tests, against every PostgreSQL version there is
+	@deploy/prerequisites.sh psql
+	@tests/postgres-versions.sh
+	cargo test --locked
+
+lint: ## format, clippy; cargo-deny and shellcheck where they are installed
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \
+	else echo "cargo-deny is not installed: dependencies are not checked"; fi
+	@if command -v shellcheck >/dev/null; then find . -name '*.sh' -not -path './target/*' -exec shellcheck -s bash {} + \
+	&& shellcheck .ci/run; else echo "shellcheck is not installed: scripts are not checked"; fi
+
+bench: ## throughput and latency, side by side with a direct connection
+	@deploy/prerequisites.sh psql
+	benches/side_by_side.sh
+
+clean: ## removes what was built
+	cargo clean

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Installs what building and running need and this machine lacks: Rust, a C compiler, PostgreSQL; psql if asked for.
+# Usage: deploy/prerequisites.sh [psql]
+set -euo pipefail
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+has_postgres() {
+    local dir dirs=("${PGTENANT_PG_BIN:-}")
+    local IFS=:
+    # shellcheck disable=SC2206 # split at colons is what PATH is for
+    dirs+=($PATH)
+    dirs+=(/usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin)
+    for dir in "${dirs[@]}"; do
+        if [ -n "$dir" ] && [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ]; then return 0; fi
+    done
+    return 1
+}
+
+# What is missing, in our own words.
+missing=()
+command -v cc >/dev/null || missing+=(compiler)
+has_postgres || missing+=(postgres)
+[ "${1:-}" != psql ] || command -v psql >/dev/null || missing+=(psql)
+command -v cargo >/dev/null || command -v curl >/dev/null || missing+=(curl)
+
+# The package of each manager: manager, then compiler, postgres, psql, curl.
+package() {
+    case $1-$2 in
+    apt-compiler) echo build-essential ;;
+    apt-postgres) echo postgresql ;;
+    apt-psql) echo postgresql-client ;;
+    dnf-compiler) echo gcc ;;
+    dnf-postgres) echo postgresql-server ;;
+    dnf-psql) echo postgresql ;;
+    apk-compiler) echo build-base ;;
+    apk-postgres) echo postgresql ;;
+    apk-psql) echo postgresql-client ;;
+    brew-compiler) echo gcc ;;
+    brew-postgres) echo postgresql@17 ;;
+    brew-psql) echo libpq ;;
+    *-curl) echo curl ;;
+    esac
+}
+
+install() {
+    local manager=$1 what packages=()
+    shift
+    for what in "$@"; do packages+=("$(package "$manager" "$what")"); done
+    echo "installing ${packages[*]}"
+    case $manager in
+    apt)
+        as_root apt-get update -qq
+        # Our servers are throwaways: the package's own cluster is not wanted.
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+        ;;
+    dnf) as_root dnf install -y -q "${packages[@]}" ;;
+    apk) as_root apk add -q "${packages[@]}" ;;
+    brew)
+        brew install -q "${packages[@]}"
+        case " ${packages[*]} " in *" libpq "*) brew link --force -q libpq ;; esac
+        ;;
+    esac
+}
+
+if [ "${#missing[@]}" -gt 0 ]; then
+    if command -v apt-get >/dev/null; then
+        install apt "${missing[@]}"
+    elif command -v dnf >/dev/null; then
+        install dnf "${missing[@]}"
+    elif command -v apk >/dev/null; then
+        install apk "${missing[@]}"
+    elif command -v brew >/dev/null; then
+        install brew "${missing[@]}"
+    else
+        echo "please install by hand: ${missing[*]} (no apt-get, dnf, apk or brew here)" >&2
+        exit 1
+    fi
+fi
+
+if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+    echo "installing Rust with rustup, for this user"
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component rustfmt,clippy
+fi

@@ -1,0 +1,152 @@
+//! The server's side of SCRAM against a client that others wrote.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+use proptest::prelude::*;
+
+/// RFC 7677 section 3: salt and exchange for the password "pencil".
+const RFC_SALT: &str = "W22ZaJ0SNY7soEsUEjb6gQ==";
+
+/// The client of rust-postgres as an independent party.
+fn sign_in(verifier: &Verifier, password: &[u8]) -> Result<(), ScramError> {
+    let mut client = ScramSha256::new(password, ChannelBinding::unsupported());
+    let (exchange, server_first) = ServerFirst::start(client.message(), verifier, "servernonce")?;
+    client.update(&server_first).unwrap();
+    let server_final = exchange.finish(client.message())?;
+    client.finish(&server_final).unwrap();
+    Ok(())
+}
+
+/// As PostgreSQL writes it (`pg_authid.rolpassword`).
+fn written(verifier: &Verifier) -> String {
+    format!(
+        "SCRAM-SHA-256${}:{}${}:{}",
+        verifier.iterations,
+        STANDARD.encode(&verifier.salt),
+        STANDARD.encode(verifier.stored_key),
+        STANDARD.encode(verifier.server_key)
+    )
+}
+
+fn start(first: &[u8]) -> Result<Exchange, ScramError> {
+    ServerFirst::start(first, &Verifier::derive(b"x", b"salt", 1), "s").map(|(exchange, _)| exchange)
+}
+
+#[test]
+fn the_right_password_signs_in_and_no_other() {
+    // A Roman nine is the letters IX to SASLprep; a tab is prohibited by it, so that the raw bytes count.
+    for password in ["hunter2", "pässwörd", "\u{2168}", "a\tb", ""] {
+        let verifier = Verifier::from_secret(password.as_bytes());
+        assert_eq!(sign_in(&verifier, password.as_bytes()), Ok(()), "{password}");
+        assert_eq!(sign_in(&verifier, b"wrong"), Err(ScramError::WrongPassword), "{password}");
+        assert!(verifier.matches(password.as_bytes()) && !verifier.matches(b"wrong"));
+    }
+    assert_eq!(sign_in(&Verifier::from_secret("\u{2168}".as_bytes()), b"IX"), Ok(()));
+    assert_eq!(sign_in(&Verifier::from_secret(b"\xff\xfe"), b"\xff\xfe"), Ok(()), "not UTF-8");
+}
+
+#[test]
+fn the_exchange_of_rfc_7677_comes_out_to_the_byte() {
+    let verifier = Verifier::derive(b"pencil", &STANDARD.decode(RFC_SALT).unwrap(), 4096);
+    let nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
+    let (exchange, first) =
+        ServerFirst::start(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", &verifier, nonce).unwrap();
+    let expected = format!("r=rOprNGfwEbeRWgbNEkqO{nonce},s={RFC_SALT},i=4096");
+    assert_eq!(first, expected.as_bytes());
+    let client_final =
+        format!("c=biws,r=rOprNGfwEbeRWgbNEkqO{nonce},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=");
+    let server_final = exchange.finish(client_final.as_bytes()).unwrap();
+    assert_eq!(server_final, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+}
+
+#[test]
+fn a_written_verifier_is_understood_and_what_is_none_is_a_password() {
+    let text = written(&Verifier::derive(b"pencil", &STANDARD.decode(RFC_SALT).unwrap(), 4096));
+    assert_eq!(sign_in(&Verifier::from_secret(text.as_bytes()), b"pencil"), Ok(()));
+    assert!(sign_in(&Verifier::from_secret(text.as_bytes()), text.as_bytes()).is_err());
+    for close in
+        [text.replace("$4096", "$x"), text.replace("4096:", "0:"), text.replace("256$", "1$"), text + "="]
+    {
+        assert_eq!(sign_in(&Verifier::from_secret(close.as_bytes()), close.as_bytes()), Ok(()), "{close}");
+    }
+}
+
+#[test]
+fn a_costly_verifier_is_not_checked_in_clear() {
+    let mut verifier = Verifier::derive(b"x", b"salt", 1);
+    assert!(verifier.matches(b"x"));
+    verifier.iterations = MAX_CLEARTEXT_ITERATIONS + 1;
+    assert!(!verifier.matches(b"x"));
+    assert!(Verifier::parse(&written(&verifier)).is_some());
+}
+
+#[test]
+fn first_messages_that_ask_for_more_or_less_are_refused() {
+    assert!(start(b"n,,n=,r=abc").is_ok() && start(b"y,,n=ignored,r=abc,x=extension").is_ok());
+    let too_long = format!("n,,n=,r={}", "a".repeat(MAX_MESSAGE_BYTES));
+    let refused: [&[u8]; 11] = [
+        b"p=tls-server-end-point,,n=,r=abc",
+        b"n,a=root,n=,r=abc",
+        b"n,,m=x,n=,r=abc",
+        b"n,,n=,r=",
+        b"n,,n=,r=a b",
+        b"n,,r=abc",
+        b"n,,n=",
+        b"n",
+        b"",
+        b"n,,n=\xff,r=abc",
+        too_long.as_bytes(),
+    ];
+    for first in refused {
+        assert!(
+            matches!(start(first), Err(ScramError::Malformed(_))),
+            "{:?}",
+            String::from_utf8_lossy(first)
+        );
+    }
+}
+
+#[test]
+fn downgrades_and_foreign_exchanges_are_refused() {
+    let proof = "p=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let finish = |first: &[u8], last: String| start(first).unwrap().finish(last.as_bytes()).unwrap_err();
+    let binding = ScramError::Malformed("channel binding does not match");
+    assert_eq!(
+        finish(b"n,,n=,r=abc", format!("c=biws,r=abcX,{proof}")),
+        ScramError::Malformed("nonce does not match")
+    );
+    assert_eq!(
+        finish(b"n,,n=,r=abc", format!("c=biws,r=abc,{proof}")),
+        ScramError::Malformed("nonce does not match")
+    );
+    assert_eq!(finish(b"y,,n=,r=abc", format!("c=biws,r=abcs,{proof}")), binding);
+    assert_eq!(finish(b"n,,n=,r=abc", format!("c=eSws,r=abcs,{proof}")), binding);
+    assert_eq!(finish(b"n,,n=,r=abc", format!("c=biws,r=abcs,{proof}")), ScramError::WrongPassword);
+    for last in
+        ["c=biws,r=abcs", "c=biws,r=abcs,p=", "c=biws,r=abcs,p=AAAA", "r=abcs,c=biws,p=AAAA", "", "p=,p="]
+    {
+        assert!(matches!(finish(b"n,,n=,r=abc", last.to_owned()), ScramError::Malformed(_)), "{last}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_message_panics(first in proptest::collection::vec(any::<u8>(), 0..200), last in any::<Vec<u8>>()) {
+        let _ = start(&first);
+        let _ = start(b"n,,n=,r=abc").unwrap().finish(&last);
+    }
+
+    #[test]
+    fn nothing_that_looks_like_a_message_panics(
+        first in "[nyp],(a=)?,[nm]=[ -~]{0,9},r=[ -~é]{0,30}",
+        last in "c=biws,r=abcs?(,[a-z]=[ -~]{0,9})?,p=[A-Za-z0-9+/=]{0,50}",
+        secret in "SCRAM-SHA-256\\$[0-9]{0,12}:[ -~]{0,30}\\$[ -~]{0,50}:[ -~]{0,50}",
+    ) {
+        let _ = start(first.as_bytes());
+        let refused = start(b"n,,n=,r=abc").unwrap().finish(last.as_bytes());
+        prop_assert!(refused.is_err());
+        let _ = Verifier::parse(&secret);
+    }
+}

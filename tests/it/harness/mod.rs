@@ -1,0 +1,40 @@
+//! What every black-box test stands on: PostgreSQL, an issuer of tokens, the proxy, and clients.
+//!
+//! ```text
+//! let database = postgres::shared().database().await;
+//! let gate = Gate::with(&database).pool_size(1).run().await;
+//! let client = client::connect(&gate, "app", &gate.token(org(1)).sign()).await;
+//! ```
+#![allow(dead_code, missing_docs, reason = "not every feature uses every helper")]
+
+pub mod client;
+pub mod gate;
+pub mod issuer;
+pub mod postgres;
+
+use std::time::Duration;
+
+/// How long anything may take before a test fails instead of hanging; far above what is expected.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Id of the n-th seeded organization (1 to 4; others exist nowhere).
+pub fn org(n: u32) -> String {
+    format!("0a000000-0000-7000-8000-{n:012}")
+}
+
+/// Id of the m-th project (1 or 2) of the n-th organization.
+pub fn project(n: u32, m: u32) -> String {
+    format!("0b000000-0000-7000-8000-{n:06}{m:06}")
+}
+
+/// Polls until `probe` has an answer; panics with `what` when patience is at its end.
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(std::time::Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
