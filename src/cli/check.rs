@@ -145,12 +145,13 @@ async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<Strin
 }
 
 /// One row of text: superuser, BYPASSRLS, interface there, may use it, seconds between its clock and 1970.
-const POSTURE: &str = "SELECT r.rolsuper, r.rolbypassrls, \
-     pg_catalog.to_regprocedure('pgtenant.organization_id()') IS NOT NULL, \
-     COALESCE(pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('pgtenant.organization_id()'), 'EXECUTE'), false), \
+const POSTURE: &str = "SELECT r.rolsuper, r.rolbypassrls, i.oid IS NOT NULL, \
+     COALESCE(pg_catalog.has_schema_privilege(i.pronamespace, 'USAGE') AND pg_catalog.has_function_privilege(i.oid, 'EXECUTE'), false), \
      pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8, \
      pg_catalog.current_setting('server_version_num') \
-     FROM pg_catalog.pg_roles r WHERE r.rolname = CURRENT_USER";
+     FROM pg_catalog.pg_roles r LEFT JOIN (pg_catalog.pg_proc i JOIN pg_catalog.pg_namespace n \
+     ON n.oid = i.pronamespace AND n.nspname = 'pgtenant' AND i.proname = 'organization_id' AND i.pronargs = 0) ON true \
+     WHERE r.rolname = CURRENT_USER";
 
 fn judge(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
     let [superuser, bypass, installed, usable, epoch, version] = answer else {

@@ -5,19 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::oneshot;
 
 use super::ledger::TransactionOver;
 use super::server::{BoundServer, CleanServer, Idle, Place, Resting, Shard, TermsDigest, UsedServer};
 use super::shelf::{self, Choice, Offer};
 use super::statement::Registry;
+use super::terms::Terms;
 use crate::config::PoolLimits;
 use crate::net::dial::{DialError, Dialer};
 use crate::observe::metrics::DatabaseMetrics;
-use crate::tenancy::context::TenantContext;
 use crate::tenancy::seal::Sealer;
-use crate::tenancy::settings::Settings;
 use crate::wire::report::{Report, Sqlstate};
 
 /// How long to wait before trying again to open a server, after the first failure and at most.
@@ -41,57 +39,6 @@ pub struct PoolSettings {
     pub sealer: Option<Arc<Sealer>>,
     /// Where it reports.
     pub metrics: Arc<DatabaseMetrics>,
-}
-
-/// What a client's transactions run under: its context, if it has one, and its settings.
-#[derive(Clone)]
-pub struct Terms {
-    context: Option<Arc<TenantContext>>,
-    settings: Arc<Settings>,
-    digest: TermsDigest,
-}
-
-impl Terms {
-    /// Terms of a client.
-    pub fn new(context: Option<Arc<TenantContext>>, settings: Arc<Settings>) -> Self {
-        let mut bytes = Vec::new();
-        let mut put = |part: &[u8]| {
-            bytes.extend((part.len() as u64).to_be_bytes());
-            bytes.extend(part);
-        };
-        match &context {
-            None => put(b"plain"),
-            Some(context) => {
-                put(b"context");
-                put(context.organization().as_str().as_bytes());
-                put(context.project().map_or("", |project| project.as_str()).as_bytes());
-                put(context.payload_digest());
-            }
-        }
-        for (name, value) in settings.iter() {
-            put(name.as_bytes());
-            put(value.as_bytes());
-        }
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
-        Self { context, settings, digest: TermsDigest(hash) }
-    }
-
-    /// The same context with other settings.
-    #[must_use]
-    pub fn with_settings(&self, settings: Settings) -> Self {
-        Self::new(self.context.clone(), Arc::new(settings))
-    }
-
-    /// The settings.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// The context.
-    pub fn context(&self) -> Option<&TenantContext> {
-        self.context.as_deref()
-    }
 }
 
 /// Servers, and clients that wait for them.
@@ -190,7 +137,7 @@ impl Pool {
         let mut was_cleaned = false;
         loop {
             match server {
-                Idle::Used(used) if used.serves(terms.digest, SystemTime::now()) => {
+                Idle::Used(used) if used.serves(terms.digest(), SystemTime::now()) => {
                     metrics.reused.increment(1);
                     return Ok(used.reuse());
                 }
@@ -215,7 +162,7 @@ impl Pool {
     }
 
     fn bind(&self, server: CleanServer, terms: &Terms) -> Result<BoundServer, Report> {
-        let sealed = match (&terms.context, &self.settings.sealer) {
+        let sealed = match (terms.context(), &self.settings.sealer) {
             (None, _) => None,
             (Some(context), Some(sealer)) => {
                 Some((sealer.seal(context, server.pid(), SystemTime::now()), context))
@@ -227,8 +174,8 @@ impl Pool {
                 ));
             }
         };
-        let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, &***context));
-        Ok(server.bind(sealed, terms.settings(), terms.digest))
+        let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, *context));
+        Ok(server.bind(sealed, terms.settings(), terms.digest()))
     }
 
     /// Takes a server from the shelf, or waits for one.
@@ -254,11 +201,11 @@ impl Pool {
         let now = SystemTime::now();
         let mut state = self.lock();
         let has_room = state.open < self.settings.limits.size && state.opening < MAX_OPENING;
-        let offers = state.idle.iter().map(|idle| offer(idle, terms.digest, shard, now));
+        let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
         match shelf::choose(offers, has_room) {
             Choice::Take { index, grow } => {
                 let server = state.idle.remove(index);
-                if !matches!(&server, Idle::Used(used) if used.serves(terms.digest, now)) {
+                if !matches!(&server, Idle::Used(used) if used.serves(terms.digest(), now)) {
                     state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
                 }
                 if grow && state.opening == 0 {

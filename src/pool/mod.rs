@@ -9,5 +9,7 @@ pub mod ledger;
 pub mod server;
 pub mod shelf;
 pub mod statement;
+mod terms;
 
-pub use lease::{Pool, PoolSettings, Terms};
+pub use lease::{Pool, PoolSettings};
+pub use terms::Terms;

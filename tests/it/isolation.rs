@@ -131,9 +131,7 @@ impl Member {
             format!("SET pgtenant.seal = '{forged}'"),
             format!("SELECT set_config('pgtenant.seal', '{forged}', false)"),
             format!("DO $$ BEGIN PERFORM set_config('pgtenant.seal', '{forged}', false); END $$"),
-            format!(
-                "SELECT query_to_xml('select s' || 'et_config(''pgtenant.seal'', ''x'', false)', true, false, '')"
-            ),
+            "SELECT query_to_xml('select s' || 'et_config(''pgtenant.seal'', ''x'', false)', true, false, '')".to_owned(),
             "RESET pgtenant.seal".to_owned(),
             "RESET ALL".to_owned(),
             "DISCARD ALL".to_owned(),

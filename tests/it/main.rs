@@ -1,6 +1,12 @@
-//! Black-box tests: the real binary before a real PostgreSQL, one file per feature.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+//! Black-box tests: the real binary before a real PostgreSQL that the tests started themselves; one file per feature.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cleaning;
+mod commands;
 mod ground;
 mod harness;
 mod isolation;
+mod prepared;
+mod protocol;
+mod sign_in;
+mod transactions;

@@ -1,0 +1,463 @@
+//! Every command but `serve` in operation: what it prints, how it ends, and what it leaves behind.
+
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use crate::harness::client;
+use crate::harness::gate::{Gate, SEAL_KEY, Setup, Written};
+use crate::harness::org;
+use crate::harness::postgres::{self, Database, ROWS_PER_ORGANIZATION, password_of};
+
+#[test]
+fn check_tells_all_mistakes_with_file_line_and_key() {
+    let setup = Setup::new(5432, "app")
+        .set("listen", "max_clients", "0")
+        .set("listen", "nonsense", "1")
+        .set("databases.app", "server", r#""elsewhere""#)
+        .set("databases.app.pool", "wait_timeout", r#""soon""#)
+        .set("roles.app", "tenancy", r#""perhaps""#)
+        .set("roles.plain", "server_password", r#""in-clear-text""#);
+    let mistakes = [
+        ("listen.max_clients", "max_clients = "),
+        ("listen.nonsense", "nonsense = "),
+        ("databases.app.server", "server = \"elsewhere\""),
+        ("databases.app.pool.wait_timeout", "wait_timeout = "),
+        ("roles.app.tenancy", "tenancy = \"perhaps\""),
+        ("roles.plain.server_password", "server_password = \"in-clear-text\""),
+    ];
+    let written = setup.write();
+    let text = run(&["check"], Some(&written));
+    assert_eq!(text.code, 2, "{text:?}");
+    assert_eq!(text.err.lines().count(), mistakes.len(), "{text:?}");
+    assert!(!text.err.contains("in-clear-text"), "a secret is shown: {text:?}");
+    let json = run(&["check", "--format", "json"], Some(&written));
+    assert_eq!((json.code, json.err.as_str()), (2, ""));
+    let findings: Vec<Value> = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(findings.len(), mistakes.len(), "{findings:?}");
+    for (key, content) in mistakes {
+        let line = 1 + setup.text().lines().position(|line| line.starts_with(content)).unwrap();
+        let start = format!("{}:{line}: {key}: ", written.path().display());
+        assert!(text.err.lines().any(|told| told.starts_with(&start)), "{start} is not in {text:?}");
+        let finding = findings.iter().find(|finding| finding["key"] == key).expect(key);
+        assert_eq!(finding["line"], line, "{finding}");
+        assert!(finding["message"].as_str().is_some_and(|message| !message.is_empty()), "{finding}");
+    }
+}
+
+#[test]
+fn check_is_content_with_a_good_file_and_says_what_is_wrong_with_no_file() {
+    let written = Setup::new(5432, "app").write();
+    let good = run(&["check"], Some(&written));
+    assert_eq!((good.code, good.err.as_str()), (0, ""));
+    assert!(good.out.contains("no mistakes"), "{good:?}");
+    let json = run(&["check", "--format", "json"], Some(&written));
+    assert_eq!((json.code, json.out.trim()), (0, "[]"));
+    for command in [&["check"][..], &["serve"], &["install", "--print"]] {
+        let missing = run(&[command, &["--config", "/nowhere/pgtenant.toml"]].concat(), None);
+        assert_one_sentence(&missing, 2, &["/nowhere/pgtenant.toml", "no such file"]);
+    }
+}
+
+#[tokio::test]
+async fn check_connect_signs_in_to_every_server_as_every_role() {
+    let database = postgres::shared().database().await;
+    let written = Gate::with(&database).write();
+    let good = run(&["check", "--connect"], Some(&written));
+    assert_eq!((good.code, good.err.as_str()), (0, ""), "{good:?}");
+    for role in ["app", "plain"] {
+        assert!(good.out.contains(&format!("databases.app as {role}: ok\n")), "{good:?}");
+    }
+    let json = run(&["check", "--connect", "--format", "json"], Some(&written));
+    assert_eq!((json.code, json.out.trim()), (0, "[]"));
+}
+
+#[tokio::test]
+async fn check_connect_names_what_each_server_lacks() {
+    let database = postgres::shared().database().await;
+    let admin = database.admin().await;
+    // Roles belong to the whole cluster, which other tests use too.
+    let bypass = format!("bypass_{}", postgres::random_name());
+    let create = format!("CREATE ROLE {bypass} LOGIN BYPASSRLS PASSWORD '{}'", password_of(&bypass));
+    admin.batch_execute(&create).await.unwrap();
+    let setup = Gate::with(&database).role(&bypass, &["jwt"], "required");
+    let written = setup.secret("roles.plain", "server_password", "not-it").write();
+    let before = run(&["check", "--connect"], Some(&written));
+    admin.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
+    let text = run(&["check", "--connect"], Some(&written));
+    let json = run(&["check", "--connect", "--format", "json"], Some(&written));
+    admin.batch_execute(&format!("DROP ROLE {bypass}")).await.unwrap();
+    assert_eq!([before.code, text.code, json.code], [1, 1, 1]);
+    let app_is_ok = "databases.app as app: ok\n";
+    assert!(before.out.contains(app_is_ok) && !text.out.contains(app_is_ok), "{before:?}{text:?}");
+    let may_not =
+        format!("databases.app as {bypass}: the role may not use the SQL interface; run: pgtenant install");
+    assert!(before.out.contains(&may_not), "{may_not} is not in {before:?}");
+    let bypasses = format!("ALTER ROLE \"{bypass}\" NOBYPASSRLS");
+    let findings: Vec<Value> = serde_json::from_str(&json.out).unwrap();
+    for (role, words) in [
+        ("app", "is not installed; run: pgtenant install"),
+        (bypass.as_str(), bypasses.as_str()),
+        (bypass.as_str(), "is not installed; run: pgtenant install"),
+        ("plain", "password authentication failed for user \"plain\""),
+    ] {
+        let key = format!("databases.app as {role}");
+        let told =
+            text.out.lines().find(|line| line.starts_with(&format!("{key}: ")) && line.contains(words));
+        assert!(told.is_some(), "{key}: {words} is not in {text:?}");
+        let is_it = |finding: &&Value| {
+            finding["key"] == key.as_str() && finding["message"].as_str().is_some_and(|m| m.contains(words))
+        };
+        assert!(findings.iter().any(|finding| is_it(&finding)), "{key}: {words} is not in {findings:?}");
+    }
+    assert_eq!(findings.len(), 4, "{findings:?}");
+    assert!(!text.out.contains("not-it") && !json.out.contains("not-it"), "a password is shown");
+}
+
+#[tokio::test]
+async fn serve_names_the_port_that_is_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (section, key, value) in
+        [("listen", "tcp", format!("[\"{address}\"]")), ("admin", "http", format!("\"{address}\""))]
+    {
+        let refused = Setup::new(5432, "app").set(section, key, &value).try_run().await;
+        let (status, log) = refused.err().expect("the port is taken");
+        assert_eq!(status.code(), Some(1), "{log}");
+        let told: Vec<&str> = log.lines().filter(|line| line.contains(&address)).collect();
+        assert_eq!(told.len(), 1, "{log}");
+        assert!(told[0].starts_with("pgtenant: ") && told[0].contains("choose another port"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn generated_keys_and_minted_tokens_are_accepted_by_a_gate() {
+    let database = postgres::shared().database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let keys: Vec<Generated> =
+        ["HS256", "RS256", "ES256", "EdDSA"].iter().map(|name| Generated::by(folder.path(), name)).collect();
+    let setup = keys.iter().fold(Gate::with(&database), |setup, key| setup.toml(&key.toml));
+    let gate = setup.run().await;
+    for key in &keys {
+        let token = key.mint(&[]);
+        let client = client::connect(&gate, "app", &token).await;
+        let found =
+            client::value(&client, "SELECT count(*) || ' of ' || min(body) FROM items").await.unwrap();
+        assert_eq!(found, Some(format!("{ROWS_PER_ORGANIZATION} of org-1")), "{}", key.issuer);
+        for shown in [inspect(&[], &token), inspect(&["--format", "json"], &token)] {
+            assert_eq!(shown.code, 0, "{shown:?}");
+            assert!(shown.out.contains(&org(1)) && shown.out.contains(&key.issuer), "{shown:?}");
+        }
+        let accepted = inspect(&["--config", gate.config().path().to_str().unwrap()], &token);
+        assert_eq!(accepted.code, 0, "{accepted:?}");
+        assert!(accepted.out.contains(&format!("accepted: organization {}", org(1))), "{accepted:?}");
+    }
+    let of = |key: &Generated, args: &[&str], reason: &str| {
+        let refused = inspect(&["--config", gate.config().path().to_str().unwrap()], &key.mint(args));
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.out.contains(&format!("token refused: {reason}")), "{refused:?}");
+    };
+    of(&keys[2], &["--claim", "exp=1"], "expired");
+    of(&keys[2], &["--not-before-in", "1h"], "not yet valid");
+    of(&keys[2], &["--audience", "other", "--claim", "aud=\"other\""], "audience");
+}
+
+#[test]
+fn keygen_keeps_what_is_there_and_the_private_part_private() {
+    let folder = tempfile::tempdir().unwrap();
+    for (algorithm, private) in [("ES256", "dev.pem"), ("HS256", "dev.secret")] {
+        let prefix = folder.path().join("dev");
+        let keygen = ["token", "keygen", "--algorithm", algorithm, "--out", prefix.to_str().unwrap()];
+        assert_eq!(run(&keygen, None).code, 0);
+        let file = folder.path().join(private);
+        let text = std::fs::read(&file).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let again = run(&keygen, None);
+        assert_one_sentence(&again, 1, &[private, "--force"]);
+        assert_eq!(std::fs::read(&file).unwrap(), text, "it was replaced");
+        assert_eq!(run(&[&keygen[..], &["--force"]].concat(), None).code, 0);
+        assert_ne!(std::fs::read(&file).unwrap(), text, "it was not replaced");
+    }
+}
+
+#[tokio::test]
+async fn install_makes_everything_and_again_changes_nothing() {
+    let database = postgres::shared().database().await;
+    let admin = database.admin().await;
+    admin.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
+    let setup = || Gate::with(&database);
+    let mut states = Vec::new();
+    for _ in 0..2 {
+        let done = install(&setup().write(), &database.url, &[]);
+        assert_eq!((done.code, done.err.as_str()), (0, ""), "{done:?}");
+        assert!(done.out.contains("for app\n"), "{done:?}");
+        states.push(interface(&database).await);
+    }
+    assert_eq!(states[0], states[1]);
+    let gate = setup().run().await;
+    let client = client::connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let found = client::value(&client, "SELECT pgtenant.organization_id()").await.unwrap();
+    assert_eq!(found, Some(org(1)));
+}
+
+#[tokio::test]
+async fn install_upgrades_and_changes_keys_under_clients_that_go_on() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    let client = client::connect(&gate, "app", &gate.token(org(2)).sign()).await;
+    let rows = async |client: &tokio_postgres::Client| {
+        client::value(client, "SELECT count(*) || ' of ' || min(body) FROM items").await
+    };
+    let expected = format!("{ROWS_PER_ORGANIZATION} of org-2");
+    assert_eq!(rows(&client).await.unwrap().as_ref(), Some(&expected));
+    let before = interface(&database).await;
+    database.admin().await.batch_execute("UPDATE pgtenant.interface SET version = 0").await.unwrap();
+    let new_key = STANDARD.encode([7; 32]);
+    let both = r#"[{ file = "context.new.secret" }, { file = "context.seal_key.secret" }]"#;
+    let next = || Gate::with(&database).secret("context", "new", &new_key).unset("context", "new");
+    let next = || next().set("context", "seal_key", both);
+    let next_gate = next().run().await;
+    let early = client::connect(&next_gate, "app", &next_gate.token(org(2)).sign()).await;
+    assert!(rows(&early).await.is_err(), "a seal by a key that is not installed");
+    assert_eq!(install(&next().write(), &database.url, &[]).code, 0);
+    let after = interface(&database).await;
+    assert_eq!((&after.version, &after.functions), (&before.version, &before.functions));
+    assert_eq!((before.keys.len(), after.keys.len()), (1, 2));
+    assert!(after.keys.contains(&before.keys[0]), "the old key must serve until it is taken away");
+    for (gate, client) in [(&gate, &client), (&next_gate, &early)] {
+        assert_eq!(rows(client).await.unwrap().as_ref(), Some(&expected));
+        let fresh = client::connect(gate, "app", &gate.token(org(2)).sign()).await;
+        assert_eq!(rows(&fresh).await.unwrap().as_ref(), Some(&expected));
+    }
+}
+
+#[tokio::test]
+async fn install_prints_without_a_key_and_without_a_change() {
+    let database = postgres::shared().database().await;
+    database.admin().await.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
+    let written = Gate::with(&database).write();
+    let printed = install(&written, &database.url, &["--print"]);
+    assert_eq!((printed.code, printed.err.as_str()), (0, ""));
+    assert!(printed.out.starts_with("BEGIN;") && printed.out.contains("pgtenant.seal_keys"), "{printed:?}");
+    let key = STANDARD.decode(SEAL_KEY).unwrap();
+    let pad = |with: u8| key.iter().map(|byte| byte ^ with).collect::<Vec<u8>>();
+    for secret in [key.clone(), pad(0x36), pad(0x5c)] {
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let base64 = STANDARD.encode(&secret);
+        let shown = [hex.as_str(), base64.trim_end_matches('=')];
+        assert!(shown.iter().all(|shown| !printed.out.to_lowercase().contains(&shown.to_lowercase())));
+    }
+    let there = client::value(&database.admin().await, "SELECT to_regnamespace('pgtenant')").await.unwrap();
+    assert_eq!(there, None, "something was installed");
+}
+
+#[test]
+fn install_tells_in_one_sentence_that_there_is_no_database() {
+    let written = Setup::new(5432, "app").write();
+    let unreachable = install(&written, "postgres://postgres@127.0.0.1:1/app", &[]);
+    assert_one_sentence(&unreachable, 1, &["cannot connect to the database", "refused"]);
+    let nonsense = install(&written, "no url", &[]);
+    assert_one_sentence(&nonsense, 1, &["cannot connect to the database", "URL"]);
+}
+
+#[test]
+fn bad_usage_ends_with_two_and_help_has_an_example() {
+    let config = Setup::new(5432, "app").write();
+    let path = config.path();
+    let path = path.to_str().unwrap();
+    for args in [
+        &[][..],
+        &["nonsense"],
+        &["serve"],
+        &["serve", "--config", path, "--nonsense"],
+        &["check", "--config", path, "--format", "xml"],
+        &["install", "--config", path],
+        &["demo", "--port", "x"],
+        &["token", "keygen", "--algorithm", "RS512", "--out", "x"],
+        &[
+            "token",
+            "mint",
+            "--key",
+            "/nowhere/x.pem",
+            "--issuer",
+            "i",
+            "--audience",
+            "a",
+            "--subject",
+            "s",
+            "--organization",
+            "o",
+        ],
+    ] {
+        let refused = run(args, None);
+        assert_eq!((refused.code, refused.out.as_str()), (2, ""), "{args:?}");
+        assert!(!refused.err.is_empty(), "{args:?}");
+    }
+    for command in
+        ["serve", "check", "demo", "install", "token", "token keygen", "token mint", "token inspect"]
+    {
+        let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = run(&args, None);
+        assert_eq!(help.code, 0, "{command}");
+        let (_, example) = help.out.split_once("Example").expect(command);
+        assert!(example.contains(&format!("pgtenant {command}")), "{command}: {example}");
+    }
+}
+
+#[test]
+fn the_demo_takes_its_tour_and_leaves_nothing_behind() {
+    let home = Home::new();
+    let demo = home.demo(&["--once", "--port", "0", "--http", "0", "--format", "json"]);
+    assert_eq!(demo.code, 0, "{demo:?}");
+    let steps: Vec<Value> = serde_json::from_str(&demo.out).unwrap();
+    assert!(steps.len() >= 8, "{steps:?}");
+    for step in &steps {
+        assert_eq!(step["right"], true, "{step}");
+        assert!(step["what"].as_str().is_some_and(|what| !what.is_empty()), "{step}");
+    }
+    for phrase in ["listening for clients on ", "serving http on "] {
+        let address = demo.err.lines().find_map(|line| line.strip_prefix(phrase)).expect(phrase);
+        assert!(TcpStream::connect(address).is_err(), "{address} still answers");
+    }
+    home.assert_deserted();
+}
+
+#[test]
+fn the_demo_names_the_port_that_is_taken_and_leaves_nothing_behind() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for ports in [["--port", &port, "--http", "0"], ["--port", "0", "--http", &port]] {
+        let home = Home::new();
+        let refused = home.demo(&[&["--once"], &ports[..]].concat());
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""), "{refused:?}");
+        let told = refused.err.lines().last().unwrap();
+        assert!(told.starts_with("pgtenant: ") && told.contains(&format!("127.0.0.1:{port}")), "{refused:?}");
+        home.assert_deserted();
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn run(args: &[&str], config: Option<&Written>) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+    command.args(args);
+    if let Some(config) = config {
+        command.arg("--config").arg(config.path());
+    }
+    finish(&mut command, "")
+}
+
+fn finish(command: &mut Command, input: &str) -> Ran {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+fn assert_one_sentence(ran: &Ran, code: i32, words: &[&str]) {
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (code, "", 1), "{ran:?}");
+    assert!(words.iter().all(|word| ran.err.contains(word)), "{words:?} are not in {ran:?}");
+}
+
+fn install(config: &Written, url: &str, args: &[&str]) -> Ran {
+    run(&[&["install", "--database", url, "--role", "app"], args].concat(), Some(config))
+}
+
+fn inspect(args: &[&str], token: &str) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+    finish(command.args(["token", "inspect", "-"]).args(args), token)
+}
+
+/// What `token keygen` made.
+struct Generated {
+    issuer: String,
+    key: String,
+    /// What it said is to be pasted, for an issuer of its own.
+    toml: String,
+}
+
+impl Generated {
+    fn by(folder: &Path, algorithm: &str) -> Self {
+        let prefix = folder.join(algorithm).display().to_string();
+        let made = run(&["token", "keygen", "--algorithm", algorithm, "--out", &prefix], None);
+        assert_eq!((made.code, made.err.as_str()), (0, ""));
+        let toml = &made.out[made.out.find("[[jwt.issuers]]").expect("what to paste")..];
+        let issuer = format!("https://{}.dev.example/", algorithm.to_lowercase());
+        let suffix = if algorithm == "HS256" { "secret" } else { "pem" };
+        let toml = toml.replace("https://dev.example/", &issuer);
+        Self { toml, key: format!("{prefix}.{suffix}"), issuer }
+    }
+
+    fn mint(&self, args: &[&str]) -> String {
+        let usual = ["token", "mint", "--key", &self.key, "--issuer", &self.issuer, "--subject", "ann"];
+        let organization = org(1);
+        let usual = [&usual[..], &["--audience", "pgtenant", "--organization", &organization]].concat();
+        let minted = run(&[&usual, args].concat(), None);
+        assert_eq!((minted.code, minted.err.as_str()), (0, ""));
+        minted.out.trim_end().to_owned()
+    }
+}
+
+/// What is installed.
+#[derive(Debug, PartialEq)]
+struct Interface {
+    version: String,
+    keys: Vec<String>,
+    functions: Vec<String>,
+}
+
+async fn interface(database: &Database) -> Interface {
+    let admin = database.admin().await;
+    let texts = async |sql: &str| -> Vec<String> {
+        admin.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let functions = "SELECT p.oid::regprocedure || pg_get_functiondef(p.oid) || coalesce(p.proacl::text, '') \
+         FROM pg_proc p WHERE p.pronamespace = 'pgtenant'::regnamespace ORDER BY 1";
+    Interface {
+        version: texts("SELECT version || id_type FROM pgtenant.interface").await.join(", "),
+        keys: texts("SELECT row(k.*)::text FROM pgtenant.seal_keys k ORDER BY kid").await,
+        functions: texts(functions).await,
+    }
+}
+
+/// A place for temporary files of one demo's own.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        let open = std::fs::Permissions::from_mode(0o755);
+        let prefix = format!("pgt-demo-{}-", postgres::random_name());
+        Self(tempfile::Builder::new().prefix(&prefix).permissions(open).tempdir().unwrap())
+    }
+
+    fn demo(&self, args: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+        finish(command.arg("demo").args(args).env("TMPDIR", self.0.path()), "")
+    }
+
+    /// No file, and no process that names the place: both PostgreSQL and the shell that keeps it do.
+    fn assert_deserted(&self) {
+        let left: Vec<_> = std::fs::read_dir(self.0.path()).unwrap().flatten().map(|it| it.path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+        let listed = Command::new("ps").args(["-A", "-ww", "-o", "args="]).output().unwrap();
+        let listed = String::from_utf8_lossy(&listed.stdout);
+        assert!(listed.contains(&std::env::args().next().unwrap()), "not even this test: {listed}");
+        let place = self.0.path().to_str().unwrap();
+        let left: Vec<_> = listed.lines().filter(|line| line.contains(place)).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}

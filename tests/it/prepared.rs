@@ -1,0 +1,302 @@
+//! Prepared statements, pipelines, COPY and cancel in transaction mode, over servers that change under the client.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, TryStreamExt as _};
+use tokio::io::AsyncWriteExt as _;
+use tokio_postgres::NoTls;
+
+use crate::harness::client::{Raw, connect, message, value};
+use crate::harness::gate::Gate;
+use crate::harness::postgres::{self, ROWS_PER_ORGANIZATION};
+use crate::harness::{eventually, org};
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+fn bind(statement: &str) -> Vec<u8> {
+    message(b'B', format!("\0{statement}\0\0\0\0\0\0\0").as_bytes())
+}
+
+fn execute() -> Vec<u8> {
+    message(b'E', b"\0\0\0\0\0")
+}
+
+fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+fn close(name: &str) -> Vec<u8> {
+    message(b'C', format!("S{name}\0").as_bytes())
+}
+
+/// Types of all messages up to ReadyForQuery.
+async fn kinds(raw: &mut Raw) -> String {
+    let mut kinds = String::new();
+    loop {
+        let (kind, _) = raw.read_message().await.expect("still connected");
+        kinds.push(char::from(kind));
+        if kind == b'Z' {
+            return kinds;
+        }
+    }
+}
+
+async fn raw(gate: &Gate, n: u32) -> Raw {
+    let mut raw = Raw::connect(gate).await;
+    raw.sign_in("app", "app", &gate.token(org(n)).sign()).await;
+    raw
+}
+
+#[tokio::test]
+async fn statements_follow_their_client_across_servers_and_organizations() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    let mut clients = Vec::new();
+    for n in 1..=4 {
+        let client = connect(&gate, "app", &gate.token(org(n)).sign()).await;
+        let own = client.prepare("SELECT DISTINCT body FROM items WHERE counter >= $1").await.unwrap();
+        let count = client.prepare(&format!("SELECT count(*), {n} FROM items")).await.unwrap();
+        clients.push((n, client, own, count));
+    }
+    for _ in 0..10 {
+        for (n, client, own, count) in &clients {
+            let rows = client.query(own, &[&0_i32]).await.unwrap();
+            assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>(), [format!("org-{n}")]);
+            let row = client.query_one(count, &[]).await.unwrap();
+            assert_eq!((row.get::<_, i64>(0), row.get::<_, i32>(1)), (ROWS_PER_ORGANIZATION, *n as i32));
+        }
+    }
+    // All at once, so that servers are handed about.
+    let all = clients.iter().map(|(n, client, own, _)| async move {
+        for _ in 0..100 {
+            let rows = client.query(own, &[&0_i32]).await.unwrap();
+            assert_eq!(rows[0].get::<_, String>(0), format!("org-{n}"));
+        }
+    });
+    futures_util::future::join_all(all).await;
+}
+
+#[tokio::test]
+async fn names_are_each_clients_own_and_errors_are_postgresqls() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let (mut one, mut two) = (raw(&gate, 1).await, raw(&gate, 2).await);
+    for (client, sql) in [(&mut one, "SELECT 'one'"), (&mut two, "SELECT 'two'")] {
+        client.send(&[parse("s", sql), sync()].concat()).await;
+        assert_eq!(kinds(client).await, "1Z");
+    }
+    for (client, word) in [(&mut one, "one"), (&mut two, "two")] {
+        client.send(&[bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(client.answer().await.rows, [[Some(word.to_owned())]]);
+        client.send(&[parse("s", "SELECT 'again'"), sync()].concat()).await;
+        assert_eq!(client.answer().await.error.unwrap().0, "42P05", "a name is given once");
+        client.send(&[close("s"), parse("s", "SELECT 'new'"), bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(client.answer().await.rows, [[Some("new".to_owned())]]);
+        client.send(&[close("s"), bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(client.answer().await.error.unwrap().0, "26000");
+        // Of ours, by name.
+        for name in ["pgtenant_bind", "pgtenant_1", "pgtenant_2"] {
+            client.send(&[bind(name), execute(), sync()].concat()).await;
+            assert_eq!(client.answer().await.error.unwrap().0, "26000", "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_error_inside_a_pipeline_leaves_client_and_server_agreeing() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut raw = raw(&gate, 1).await;
+    // The Parse behind the error never happened; the Close neither.
+    raw.send(&[parse("kept", "SELECT 1"), sync()].concat()).await;
+    assert_eq!(kinds(&mut raw).await, "1Z");
+    let batch = [
+        parse("bad", "SELECT 1/0"),
+        bind("bad"),
+        execute(),
+        parse("never", "SELECT 2"),
+        close("kept"),
+        sync(),
+        bind("kept"),
+        execute(),
+        sync(),
+    ];
+    raw.send(&batch.concat()).await;
+    assert_eq!(kinds(&mut raw).await, "12EZ");
+    assert_eq!(kinds(&mut raw).await, "2DCZ", "kept is still there");
+    raw.send(&[bind("never"), execute(), sync()].concat()).await;
+    assert_eq!(raw.answer().await.error.unwrap().0, "26000");
+    raw.send(&[parse("never", "SELECT 3"), bind("never"), execute(), sync()].concat()).await;
+    assert_eq!(kinds(&mut raw).await, "12DCZ");
+    // An error of the proxy's own in the middle, with answers due before and messages to skip behind.
+    raw.send(&[bind("kept"), execute(), parse("kept", "SELECT 9"), bind("kept"), execute(), sync()].concat())
+        .await;
+    assert_eq!(kinds(&mut raw).await, "2DCEZ");
+    raw.send(&[bind("kept"), execute(), sync()].concat()).await;
+    assert_eq!(kinds(&mut raw).await, "2DCZ");
+}
+
+#[tokio::test]
+async fn the_unnamed_statement_is_the_clients_own() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let (mut one, mut two) = (raw(&gate, 1).await, raw(&gate, 1).await);
+    one.send(&[parse("", "SELECT 'mine'"), sync()].concat()).await;
+    assert_eq!(kinds(&mut one).await, "1Z");
+    // Equal terms, the same server: nevertheless there is nothing for the other to find.
+    two.send(&[bind(""), execute(), sync()].concat()).await;
+    assert_eq!(two.answer().await.error.unwrap().0, "26000");
+    two.send(&[parse("", "SELECT 'other'"), bind(""), execute(), sync()].concat()).await;
+    assert_eq!(two.answer().await.rows, [[Some("other".to_owned())]]);
+    one.send(&[bind(""), execute(), sync()].concat()).await;
+    assert_eq!(one.answer().await.rows, [[Some("mine".to_owned())]], "it followed its client");
+}
+
+#[tokio::test]
+async fn statements_that_vanish_from_the_server_come_back() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let statement = client.prepare("SELECT count(*) FROM items").await.unwrap();
+    for sql in ["DEALLOCATE ALL", "DISCARD ALL", "DISCARD PLANS"] {
+        client.query_one(&statement, &[]).await.unwrap();
+        client.batch_execute(sql).await.unwrap();
+        client.query_one(&statement, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+    // Hidden in a function, nobody sees it at first; after one error it is mended.
+    client.batch_execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await.unwrap();
+    let _ = client.query_one(&statement, &[]).await;
+    client.query_one(&statement, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn cursors_and_large_results_stream() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let rows =
+        client.query("SELECT n, repeat('x', 300) FROM generate_series(1, 100000) n", &[]).await.unwrap();
+    assert_eq!((rows.len(), rows[99_999].get::<_, i32>(0)), (100_000, 100_000));
+    let megabytes = client.query_one("SELECT repeat('y', 30000000)", &[]).await.unwrap();
+    assert_eq!(megabytes.get::<_, &str>(0).len(), 30_000_000);
+    let sent = "z".repeat(10_000_000);
+    let length = client.query_one("SELECT length($1)", &[&sent]).await.unwrap();
+    assert_eq!(length.get::<_, i32>(0), 10_000_000);
+    let length = value(&client, &format!("SELECT length('{sent}')")).await.unwrap();
+    assert_eq!(length.as_deref(), Some("10000000"));
+    let transaction = client.transaction().await.unwrap();
+    let portal = transaction.bind("SELECT * FROM generate_series(1, 100)", &[]).await.unwrap();
+    for _ in 0..4 {
+        assert_eq!(transaction.query_portal(&portal, 25).await.unwrap().len(), 25);
+    }
+    transaction.batch_execute("DECLARE c CURSOR FOR SELECT body FROM items; FETCH 10 FROM c").await.unwrap();
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn copy_goes_both_ways_under_the_context() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let client = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+    let other = connect(&gate, "app", &gate.token(org(3)).sign()).await;
+    // PostgreSQL itself refuses COPY FROM into a table with row level security.
+    let refused = client.copy_in::<_, Bytes>("COPY items (body) FROM STDIN").await.err().unwrap();
+    assert_eq!(refused.code().unwrap().code(), "0A000");
+    let sink = client.copy_in("COPY notes FROM STDIN").await.unwrap();
+    let mut sink = std::pin::pin!(sink);
+    for n in 100..5_100 {
+        sink.send(Bytes::from(format!("{n}\t{}\n", "copied ".repeat(20)))).await.unwrap();
+    }
+    assert_eq!(sink.finish().await.unwrap(), 5_000);
+    assert_eq!(value(&other, "SELECT count(*) FROM notes").await.unwrap().unwrap(), "5010");
+    let chunks: Vec<Bytes> = client
+        .copy_out("COPY (SELECT DISTINCT body FROM items) TO STDOUT")
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(chunks.concat(), b"org-2\n");
+    // A failing row in the middle, and a client that gives up.
+    let sink = client.copy_in("COPY notes FROM STDIN").await.unwrap();
+    let mut sink = std::pin::pin!(sink);
+    sink.send(Bytes::from_static(b"not a number\tx\n")).await.unwrap();
+    assert!(sink.finish().await.is_err());
+    {
+        let sink = client.copy_in::<_, Bytes>("COPY notes FROM STDIN").await.unwrap();
+        drop(Box::pin(sink));
+    }
+    assert_eq!(value(&client, "SELECT DISTINCT body FROM items").await.unwrap().as_deref(), Some("org-2"));
+    assert_eq!(value(&other, "SELECT DISTINCT body FROM items").await.unwrap().as_deref(), Some("org-3"));
+}
+
+#[tokio::test]
+async fn a_query_inside_copy_ends_the_client_or_the_copy_but_confuses_nobody() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut raw = raw(&gate, 1).await;
+    raw.send(
+        &[message(b'Q', b"COPY notes FROM STDIN\0"), message(b'Q', b"SELECT body FROM items\0")].concat(),
+    )
+    .await;
+    // What it gets is an error; what matters is who comes next.
+    let _ = raw.expect_error().await;
+    raw.stream().shutdown().await.unwrap();
+    drop(raw);
+    let other = connect(&gate, "app", &gate.token(org(4)).sign()).await;
+    let seen =
+        eventually("the next client", async || value(&other, "SELECT DISTINCT body FROM items").await.ok())
+            .await;
+    assert_eq!(seen.as_deref(), Some("org-4"));
+}
+
+#[tokio::test]
+async fn cancel_stops_the_query_and_nothing_else() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let other = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+    let cancel = client.cancel_token();
+    let started = Instant::now();
+    let sleeping = tokio::spawn(async move {
+        let outcome = client.batch_execute("SELECT pg_sleep(30)").await;
+        (client, outcome)
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cancel.cancel_query(NoTls).await.unwrap();
+    let (client, outcome) = sleeping.await.unwrap();
+    assert_eq!(outcome.unwrap_err().code().unwrap().code(), "57014");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    // Now the server is somebody else's: a late cancel must not strike it.
+    let sleeping = tokio::spawn(async move { other.batch_execute("SELECT pg_sleep(0.5)").await });
+    for _ in 0..20 {
+        cancel.cancel_query(NoTls).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    sleeping.await.unwrap().unwrap();
+    client.batch_execute("SELECT 1").await.unwrap();
+    // Nobody else's key: ignored.
+    let mut stranger = Raw::connect(&gate).await;
+    stranger.send(&[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 1, 1, 2, 3, 4]).await;
+    stranger.expect_close().await;
+}
+
+#[tokio::test]
+async fn a_vanished_clients_query_is_cancelled() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut raw = raw(&gate, 1).await;
+    raw.send(&message(b'Q', b"SELECT pg_sleep(60)\0")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(raw);
+    let admin = database.admin().await;
+    eventually("the end of its query", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database() \
+                   AND query LIKE '%pg_sleep(60)%'";
+        (admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+}
