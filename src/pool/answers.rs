@@ -28,6 +28,8 @@ pub struct Heard {
     pub bound_settings: Vec<(String, String)>,
     /// SQLSTATEs of errors that passed.
     pub errors: Vec<String>,
+    /// PostgreSQL ended the session, and the client was told.
+    pub fatal: bool,
     /// Messages of the client that the server skipped.
     pub skipped: Vec<Skipped>,
     /// The database refused the seal.
@@ -41,6 +43,7 @@ impl Heard {
         self.settings.clear();
         self.bound_settings.clear();
         self.errors.clear();
+        self.fatal = false;
         self.skipped.clear();
         self.seal_refused = false;
     }
@@ -75,8 +78,19 @@ impl BoundServer {
             if !is_whole && is_read(header.tag) && header.frame() <= MAX_READ {
                 return Ok(()); // its end comes with the next read
             }
-            let verdict = self.judge(header, is_whole, heard)?;
+            let provoked = match header.tag {
+                tag::ERROR_RESPONSE => self.ledger().provoked(),
+                _ => None,
+            };
+            let verdict = match &provoked {
+                Some(_) => self.ledger().refuse(&mut heard.skipped),
+                None => self.judge(header, is_whole, heard)?,
+            };
             self.pass_frame(header, verdict, to_client);
+            if let Some(report) = provoked {
+                // The server's own words are swallowed, now or as they come; what follows them is behind these.
+                to_client.extend_from_slice(&report);
+            }
             if !self.say_what_is_due(to_client) {
                 return Ok(());
             }
@@ -125,7 +139,6 @@ impl BoundServer {
             match said {
                 Said::ParseComplete { .. } => speak::parse_complete(to_client),
                 Said::CloseComplete { .. } => speak::close_complete(to_client),
-                Said::Error(bytes) => to_client.extend_from_slice(&bytes),
             }
         }
         true
@@ -155,6 +168,7 @@ impl BoundServer {
                 let verdict = ledger.ready(status)?;
                 match verdict {
                     // The binding is a step of its own: it cannot have left a transaction open.
+                    Verdict::Swallow if own == Verdict::Pass => {} // a stray one
                     Verdict::Swallow if status != b'I' => return Err(Violation::Malformed(header.tag).into()),
                     Verdict::Swallow => heard.bound = true,
                     Verdict::Pass => heard.readies += 1,
@@ -188,7 +202,8 @@ impl BoundServer {
                 if ledger.is_binding() {
                     return Err(Broken::Binding(report));
                 }
-                state.is_doomed |= matches!(report.severity.as_str(), "FATAL" | "PANIC");
+                heard.fatal |= matches!(report.severity.as_str(), "FATAL" | "PANIC");
+                state.is_doomed |= heard.fatal;
                 // A statement that the server lost (DEALLOCATE inside a function) or whose result type changed.
                 state.is_dirty |= matches!(report.code.as_str(), "26000" | "0A000");
                 if report.code == "42501" && report.message == SEAL_REFUSED {
@@ -197,7 +212,9 @@ impl BoundServer {
                 }
                 state.unnamed_is_ours = false;
                 heard.errors.push(report.code);
-                Ok(ledger.error(&mut heard.skipped))
+                let verdict = ledger.error(&mut heard.skipped);
+                state.is_doomed |= ledger.has_strays();
+                Ok(verdict)
             }
             tag::PARAMETER_STATUS => {
                 if let Some((name, rest)) = split_cstr(body)

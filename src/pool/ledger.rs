@@ -42,12 +42,26 @@ pub enum Due {
     CopyEnd,
     /// An answer that the proxy gives itself when its turn comes.
     Said(Said),
+    /// A message that the server refuses, so that the transaction fails as it would on PostgreSQL itself; the
+    /// ErrorResponse that the client gets in place of the server's.
+    Provoked(Box<[u8]>),
 }
 
 impl Due {
     /// Whether a Sync must follow before the server is at rest again.
     fn opens_batch(&self) -> bool {
         !matches!(self, Due::Query | Due::Sync | Due::Binding | Due::CopyEnd)
+    }
+
+    /// The client's statement name that it gives or takes.
+    fn name(&self) -> Option<&[u8]> {
+        match self {
+            Due::Parse { name: Some(name), .. }
+            | Due::Said(Said::ParseComplete { name } | Said::CloseComplete { closed: Some((name, _)) }) => {
+                Some(name)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -64,8 +78,6 @@ pub enum Said {
         /// What the client closed, put back if the message turns out to be skipped.
         closed: Option<(Box<[u8]>, Arc<Statement>)>,
     },
-    /// An ErrorResponse, ready to send; the rest up to Sync was skipped when it was made.
-    Error(Box<[u8]>),
 }
 
 /// What an answer means for who sees it.
@@ -86,6 +98,8 @@ pub enum Skipped {
     Close(Box<[u8]>, Arc<Statement>),
     /// A statement that the server does not have after all.
     NotOnServer(u64),
+    /// Whatever is still to come before the next Sync.
+    ToSync,
 }
 
 /// Proof that a transaction is over: ReadyForQuery said idle and nothing is outstanding. Only [`Ledger::over`] makes one.
@@ -106,11 +120,24 @@ pub struct Ledger {
     status: Status,
     /// Answers came since the last ReadyForQuery (a Flush was answered), so a Sync is still to come.
     open_batch: bool,
+    /// Outstanding messages that give or take a client's statement name.
+    naming: usize,
+    /// Syncs that the COPY now running swallows, if it comes to read them.
+    swallowed: usize,
+    /// Answers to such Syncs that may come after all, because the COPY failed before it read them.
+    strays: usize,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { due: VecDeque::with_capacity(8), status: Status::Idle, open_batch: false }
+        Self {
+            due: VecDeque::with_capacity(8),
+            status: Status::Idle,
+            open_batch: false,
+            naming: 0,
+            swallowed: 0,
+            strays: 0,
+        }
     }
 }
 
@@ -118,7 +145,28 @@ impl Ledger {
     /// A message left for the server.
     pub fn push(&mut self, due: Due) {
         self.open_batch |= due.opens_batch();
+        self.naming += usize::from(due.name().is_some());
         self.due.push_back(due);
+    }
+
+    /// How many messages are outstanding.
+    pub fn outstanding(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Whether what a client's statement name means depends on a message of an earlier batch that may still fail.
+    pub fn is_uncertain(&self, name: &[u8]) -> bool {
+        if self.naming == 0 {
+            return false;
+        }
+        let in_earlier_batches = self.due.iter().rev().skip_while(|due| !matches!(due, Due::Sync));
+        in_earlier_batches.filter_map(Due::name).any(|uncertain| uncertain == name)
+    }
+
+    fn pop(&mut self) -> Option<Due> {
+        let due = self.due.pop_front()?;
+        self.naming -= usize::from(due.name().is_some());
+        Some(due)
     }
 
     /// Whether an answer is due.
@@ -141,11 +189,11 @@ impl Ledger {
     pub fn to_say(&mut self) -> Option<Said> {
         loop {
             match self.due.front() {
-                Some(Due::Said(_)) => match self.due.pop_front() {
+                Some(Due::Said(_)) => match self.pop() {
                     Some(Due::Said(said)) => return Some(said),
                     _ => return None,
                 },
-                Some(Due::CopyEnd) => drop(self.due.pop_front()),
+                Some(Due::CopyEnd) => drop(self.pop()),
                 _ => return None,
             }
         }
@@ -156,9 +204,13 @@ impl Ledger {
     /// # Errors
     /// None was due: the two sides no longer agree, and nothing further can be trusted.
     pub fn ready(&mut self, status: u8) -> Result<Verdict, Violation> {
-        let verdict = match self.due.pop_front() {
+        let verdict = match self.due.front() {
             Some(Due::Binding) => Verdict::Swallow,
             Some(Due::Query | Due::Sync) => Verdict::Pass,
+            None if self.strays > 0 => {
+                self.strays -= 1;
+                return Ok(Verdict::Swallow);
+            }
             _ => return Err(Violation::Unexpected(tag::READY_FOR_QUERY)),
         };
         self.status = match status {
@@ -166,7 +218,9 @@ impl Ledger {
             b'T' | b'E' => Status::InTransaction,
             _ => return Err(Violation::Malformed(tag::READY_FOR_QUERY)),
         };
+        self.pop();
         self.open_batch = self.due.iter().any(Due::opens_batch);
+        self.swallowed = 0;
         Ok(verdict)
     }
 
@@ -197,7 +251,7 @@ impl Ledger {
         if !settles {
             return Err(Violation::Unexpected(kind));
         }
-        Ok(match self.due.pop_front() {
+        Ok(match self.pop() {
             Some(Due::Ensure(statement)) => (Verdict::Swallow, Some(statement)),
             Some(Due::Unnamed) => (Verdict::Swallow, None),
             Some(Due::Parse { statement, .. }) => (Verdict::Pass, statement),
@@ -205,16 +259,39 @@ impl Ledger {
         })
     }
 
+    /// What the client gets in place of an ErrorResponse, if the proxy provoked it.
+    pub fn provoked(&mut self) -> Option<Box<[u8]>> {
+        match self.due.front_mut() {
+            Some(Due::Provoked(report)) => Some(std::mem::take(report)),
+            _ => None,
+        }
+    }
+
+    /// The ErrorResponse that the proxy provoked arrived: nobody else's business, but the rest of its batch is skipped.
+    pub fn refuse(&mut self, skipped: &mut Vec<Skipped>) -> Verdict {
+        self.error(skipped);
+        Verdict::Swallow
+    }
+
+    /// Whether more ReadyForQuery may come than are due: the server must not serve anyone else.
+    pub fn has_strays(&self) -> bool {
+        self.strays > 0
+    }
+
     /// An ErrorResponse arrived: in the extended protocol the server skips everything up to the next Sync.
     pub fn error(&mut self, skipped: &mut Vec<Skipped>) -> Verdict {
         if self.is_binding() {
             return Verdict::Swallow;
         }
+        self.strays += std::mem::take(&mut self.swallowed);
+        // Outside all messages it is PostgreSQL's own affair: a FATAL before it closes.
+        let mut skips_on = !self.due.is_empty() || self.open_batch;
         while let Some(front) = self.due.front() {
             if matches!(front, Due::Query | Due::Sync) {
+                skips_on = false;
                 break;
             }
-            match self.due.pop_front() {
+            match self.pop() {
                 Some(Due::Parse { name, statement }) => {
                     skipped.extend(statement.map(|statement| Skipped::NotOnServer(statement.id)));
                     skipped.extend(name.map(Skipped::Parse));
@@ -226,6 +303,9 @@ impl Ledger {
                 }
                 _ => {}
             }
+        }
+        if skips_on {
+            skipped.push(Skipped::ToSync);
         }
         Verdict::Pass
     }
@@ -246,6 +326,7 @@ impl Ledger {
         if self.due.iter().take(end).skip(1).any(|due| !matches!(due, Due::Sync)) {
             return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
         }
+        self.swallowed += end.saturating_sub(1);
         self.due.drain(1..end);
         Ok(Verdict::Pass)
     }

@@ -76,18 +76,10 @@ impl Drop for Core {
 }
 
 impl Core {
-    /// Reads the answers to messages of the proxy's own up to `readies` ReadyForQuery; anything but success is an error.
-    async fn acknowledge(&mut self, readies: usize) -> Result<(), Unclean> {
-        self.acknowledge_with(readies, |_, _| {}).await
-    }
-
-    /// The same, and shows every other message.
-    async fn acknowledge_with(
-        &mut self,
-        mut readies: usize,
-        mut seen: impl FnMut(u8, &[u8]),
-    ) -> Result<(), Unclean> {
+    /// Reads the answers to messages of the proxy's own until one of them is the last; anything but success is an error.
+    async fn acknowledge(&mut self, mut is_last: impl FnMut(u8, &[u8]) -> bool) -> Result<(), Unclean> {
         self.stream.send(&mut self.outgoing).await.map_err(Unclean::Gone)?;
+        let mut done = false;
         loop {
             while let Some(header) = peek(self.incoming.filled()).map_err(|_| Unclean::Protocol)? {
                 if header.frame() > MAX_ACKNOWLEDGEMENT {
@@ -96,14 +88,13 @@ impl Core {
                 let Some(body) = self.incoming.filled().get(HEADER..header.frame()) else { break };
                 match header.tag {
                     tag::ERROR_RESPONSE => return Err(Unclean::Refused(ServerReport::parse(body))),
-                    tag::READY_FOR_QUERY if body == b"I" => readies = readies.saturating_sub(1),
-                    tag::READY_FOR_QUERY => return Err(Unclean::Protocol),
+                    tag::READY_FOR_QUERY if body != b"I" => return Err(Unclean::Protocol),
                     // Completions, reported settings, notices and notifications of the last client.
-                    other => seen(other, body),
+                    other => done |= is_last(other, body),
                 }
                 self.incoming.consume(header.frame());
             }
-            if readies == 0 {
+            if done {
                 return if self.incoming.is_empty() { Ok(()) } else { Err(Unclean::Protocol) };
             }
             match poll_fn(|cx| self.incoming.poll_fill(&mut self.stream, cx)).await {
@@ -114,8 +105,8 @@ impl Core {
         }
     }
 
-    async fn acknowledge_in_time(&mut self, readies: usize) -> Result<(), Unclean> {
-        match tokio::time::timeout(CLEAN_TIMEOUT, self.acknowledge(readies)).await {
+    async fn acknowledge_in_time(&mut self, is_last: impl FnMut(u8, &[u8]) -> bool) -> Result<(), Unclean> {
+        match tokio::time::timeout(CLEAN_TIMEOUT, self.acknowledge(is_last)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Unclean::Gone(io::ErrorKind::TimedOut.into())),
         }
@@ -161,6 +152,9 @@ pub enum Unclean {
     /// PostgreSQL refused a statement of the cleaning.
     #[error("PostgreSQL refused it: {} ({})", .0.message, .0.code)]
     Refused(ServerReport),
+    /// The system has no random bytes to give.
+    #[error("no random bytes")]
+    Random,
     /// The answers were not those of a cleaning.
     #[error("unexpected answer")]
     Protocol,
@@ -187,7 +181,7 @@ impl CleanServer {
             place: Some(place),
         };
         statements::prepare(&mut core.outgoing);
-        core.acknowledge_in_time(statements::PREPARE_READIES).await?;
+        core.acknowledge_in_time(|kind, _| kind == tag::READY_FOR_QUERY).await?;
         Ok(Self(core))
     }
 
@@ -203,15 +197,14 @@ impl CleanServer {
     pub async fn ask(&mut self, sql: &str) -> Result<Vec<String>, Unclean> {
         speak::query(sql, &mut self.0.outgoing);
         let mut row = Vec::new();
-        let asked = self.0.acknowledge_with(1, |kind, body| {
+        let asked = self.0.acknowledge_in_time(|kind, body| {
             if kind == tag::DATA_ROW {
                 row = message::text_columns(body);
             }
+            kind == tag::READY_FOR_QUERY
         });
-        match tokio::time::timeout(CLEAN_TIMEOUT, asked).await {
-            Ok(outcome) => outcome.map(|()| row),
-            Err(_) => Err(Unclean::Gone(io::ErrorKind::TimedOut.into())),
-        }
+        asked.await?;
+        Ok(row)
     }
 
     /// Puts the server under a context: queues the binding, which leaves in the same write as the client's first bytes.
@@ -381,19 +374,22 @@ impl UsedServer {
     /// # Errors
     /// It could not be shown clean, and is closed.
     pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
-        statements::clean(random_seed(), &mut self.core.outgoing);
+        let mut random = [0; 20];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
+        let [a, b, c, d, nonce @ ..] = random;
+        // Between -1 and 1: the next client cannot foretell `random()`.
+        let seed = f64::from(i32::from_be_bytes([a, b, c, d])) / f64::from(i32::MAX) * 0.999_999;
+        let nonce = format!("{:032x}", u128::from_be_bytes(nonce));
+        statements::clean(seed, &nonce, &mut self.core.outgoing);
         self.core.statements.clear();
-        self.core.acknowledge_in_time(statements::CLEAN_READIES).await?;
+        let mut is_proven = false;
+        let acknowledged = self.core.acknowledge_in_time(|kind, body| {
+            is_proven |= kind == tag::DATA_ROW && body.ends_with(nonce.as_bytes());
+            is_proven && kind == tag::READY_FOR_QUERY
+        });
+        acknowledged.await?;
         Ok(CleanServer(self.core))
     }
-}
-
-/// Between -1 and 1, from the system's random source: the next client cannot foretell `random()`.
-fn random_seed() -> f64 {
-    let mut bytes = [0; 4];
-    // Without random bytes the seed is 0: still not the last client's.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    f64::from(i32::from_be_bytes(bytes)) / f64::from(i32::MAX).max(1.0) * 0.999_999
 }
 
 /// What the shelf asks of a server that nobody holds.

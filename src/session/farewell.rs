@@ -11,8 +11,13 @@ use crate::wire::report::Report;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sends what is left and a FATAL report, and closes.
-pub async fn fatal(mut stream: Stream, mut pending: BytesMut, report: &Report) {
+pub async fn fatal(stream: Stream, mut pending: BytesMut, report: &Report) {
     report.fatal(&mut pending);
+    close(stream, pending).await;
+}
+
+/// Sends what is left, and closes.
+pub async fn close(mut stream: Stream, mut pending: BytesMut) {
     let goodbye = async {
         // The client may be gone; then nobody is there to be told.
         if stream.send(&mut pending).await.is_ok() {

@@ -28,6 +28,8 @@ pub struct Relay {
     shard: Shard,
     terms: Terms,
     registered: Registered,
+    /// PostgreSQL ended the session, and the client heard it.
+    told_fatal: bool,
     /// The client's end of the conversation.
     pub(super) client: Client,
 }
@@ -75,7 +77,7 @@ impl Relay {
             statements: ClientStatements::default(),
         };
         let Parties { gate, pool, shard, registered } = parties;
-        Self { gate, pool, shard, terms, registered, client }
+        Self { gate, pool, shard, terms, registered, client, told_fatal: false }
     }
 
     /// Serves the client until it leaves.
@@ -83,7 +85,7 @@ impl Relay {
         let pool = self.pool.clone();
         let _arrived = pool.metrics().arrive();
         match self.serve().await {
-            Ok(()) => {}
+            Ok(()) => farewell::close(self.client.stream, self.client.outgoing).await,
             Err(report) => farewell::fatal(self.client.stream, self.client.outgoing, &report).await,
         }
     }
@@ -102,7 +104,7 @@ impl Relay {
                     }
                 },
             }
-            if self.client.requests.is_terminated() {
+            if self.client.requests.is_terminated() || self.told_fatal {
                 return Ok(());
             }
         }
@@ -160,6 +162,11 @@ impl Relay {
                     self.cancel_and_close(server);
                 }
                 Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"))
+            }
+            End::Closed => {
+                handle.runs_nothing().await;
+                self.told_fatal = true;
+                Ok(())
             }
             End::Failed(report) => {
                 handle.runs_nothing().await;

@@ -24,6 +24,9 @@ const MAX_NAME: usize = 1024;
 /// A message is remembered or rewritten in one piece up to this size.
 const MAX_WHOLE: usize = BUFFER_SIZE - 1024;
 
+/// Outstanding answers of one client past which it is not read further.
+pub const MAX_OUTSTANDING: usize = 4096;
+
 /// Bytes queued for a server past which the client is not read further: what it sends next waits in its own socket.
 pub const HIGH_WATER: usize = 64 * 1024;
 
@@ -34,8 +37,10 @@ pub struct Requests {
     body: Option<(usize, bool)>,
     /// A Parse that is longer than a buffer, being collected.
     collecting: Option<(usize, Vec<u8>)>,
-    /// An error was said in the server's place: as a server would, skip everything up to Sync.
+    /// The batch has failed: as the server does, skip everything up to Sync.
     skipping: bool,
+    /// Past [`MAX_OUTSTANDING`], the server was asked to answer without waiting for a Sync.
+    flushed: bool,
     /// Terminate was read.
     terminated: bool,
 }
@@ -62,6 +67,11 @@ impl Requests {
         self.body.is_none() && self.collecting.is_none() && !self.skipping
     }
 
+    /// The server has failed the batch and skips the rest of it.
+    pub fn skip_to_sync(&mut self) {
+        self.skipping = true;
+    }
+
     /// Looks at what an idle client sent, without a server.
     ///
     /// # Errors
@@ -80,6 +90,7 @@ impl Requests {
                 }
                 _ => {
                     check_known(header)?;
+                    check_statement_length(header, incoming)?;
                     let whole = incoming.filled().len() >= header.frame() || incoming.is_full();
                     return Ok(if whole { Wants::Server } else { Wants::More });
                 }
@@ -99,8 +110,12 @@ impl Requests {
         registry: &Registry,
     ) -> Result<(), Report> {
         while !self.terminated && server.outgoing().len() < HIGH_WATER {
+            if self.is_stalled(server) {
+                return Ok(());
+            }
             if self.collecting.is_some() {
                 match self.collect(incoming) {
+                    Some(_) if self.skipping => {}
                     Some(message) => self.parse(&message, server, statements, registry),
                     None => return Ok(()),
                 }
@@ -121,6 +136,23 @@ impl Requests {
             }
         }
         Ok(())
+    }
+
+    /// Whether too many answers are outstanding. PostgreSQL may keep answers back until a Sync: it is told not to.
+    fn is_stalled(&mut self, server: &mut BoundServer) -> bool {
+        if server.ledger().outstanding() < MAX_OUTSTANDING {
+            self.flushed = false;
+            return false;
+        }
+        // Between a message's header and its end nothing can be said.
+        if self.body.is_some() {
+            return false;
+        }
+        if !self.flushed {
+            speak::flush(server.outgoing());
+            self.flushed = true;
+        }
+        true
     }
 
     /// Drops the rest of a message that nobody gets; false if more of it is to come.
@@ -157,7 +189,7 @@ impl Requests {
         self.collecting.take().map(|(_, bytes)| bytes)
     }
 
-    /// A named Parse whose body is here whole.
+    /// A named Parse whose body is here whole, and whose name's meaning is certain.
     fn parse(
         &mut self,
         body: &[u8],
@@ -189,11 +221,13 @@ impl Requests {
         }
     }
 
-    /// Answers with an error in the server's place, and skips up to Sync as the server would.
+    /// Fails the batch with an error of the proxy's own. The server is made to fail it too, so that what the batch did
+    /// before is rolled back.
     fn say_error(&mut self, report: &Report, server: &mut BoundServer) {
         let mut bytes = BytesMut::new();
         report.error(&mut bytes);
-        server.owe(Due::Said(Said::Error(bytes.as_ref().into())));
+        speak::describe_nothing(server.outgoing());
+        server.owe(Due::Provoked(bytes.as_ref().into()));
         self.skipping = true;
     }
 }
@@ -276,10 +310,14 @@ impl Message<'_> {
             Some(0) => return self.take_unnamed_parse(incoming),
             Some(_) => {}
         }
-        if self.header.body > MAX_STATEMENT {
-            return Err(Report::new(Sqlstate::LIMIT_EXCEEDED, "prepared statement too long")
-                .detail(format!("{} bytes; at most {MAX_STATEMENT} can be pooled.", self.header.body))
-                .hint("Use the unnamed statement for texts of this size."));
+        check_statement_length(self.header, incoming)?;
+        match split_cstr(self.body(incoming)).map(|(name, _)| name.to_vec()) {
+            Some(name) if self.is_uncertain(&name) => return Ok(Taken::NeedsMore),
+            Some(_) => {}
+            None if !self.is_whole(incoming) && self.body(incoming).len() <= MAX_NAME => {
+                return self.more(incoming);
+            }
+            None => return Err(Violation::Malformed(tag::PARSE).into()),
         }
         if self.is_whole(incoming) {
             let body = self.body(incoming).to_vec();
@@ -316,6 +354,9 @@ impl Message<'_> {
             return self.more(incoming);
         };
         let (portal, statement) = (portal.to_vec(), statement.to_vec());
+        if self.is_uncertain(&statement) {
+            return Ok(Taken::NeedsMore);
+        }
         let server_name = self.ensure(&statement);
         let length = 4 + portal.len() + 1 + server_name.len() + 1 + (self.header.body - names_length);
         let mut head = Vec::with_capacity(HEADER + portal.len() + server_name.len() + 2);
@@ -353,6 +394,9 @@ impl Message<'_> {
         if target != tag::TARGET_STATEMENT {
             return self.stream(incoming, Some(if is_close { Due::Close } else { Due::Describe }));
         }
+        if self.is_uncertain(name) {
+            return Ok(Taken::NeedsMore);
+        }
         if is_close && !name.is_empty() {
             // The name lives here; the statement stays on the servers, where others may use it.
             incoming.consume(self.header.frame());
@@ -375,6 +419,11 @@ impl Message<'_> {
         self.server.owe(Due::Describe);
         incoming.consume(self.header.frame());
         Ok(Taken::Done)
+    }
+
+    /// Whether the meaning of a name must wait for the answers to an earlier batch.
+    fn is_uncertain(&mut self, name: &[u8]) -> bool {
+        !name.is_empty() && self.server.ledger().is_uncertain(name)
     }
 
     /// The server's name for the client's statement, after making sure that the server has it.
@@ -408,6 +457,17 @@ impl Message<'_> {
         self.server.owe(Due::Unnamed);
         *self.server.unnamed_is_ours() = true;
     }
+}
+
+/// Refuses a named statement that is too long to be kept before the rest of it arrives.
+fn check_statement_length(header: Header, incoming: &Buffer) -> Result<(), Report> {
+    let is_named = incoming.filled().get(HEADER).is_some_and(|first| *first != 0);
+    if header.tag == tag::PARSE && header.body > MAX_STATEMENT && is_named {
+        return Err(Report::new(Sqlstate::LIMIT_EXCEEDED, "prepared statement too long")
+            .detail(format!("{} bytes; at most {MAX_STATEMENT} can be pooled.", header.body))
+            .hint("Use the unnamed statement for texts of this size."));
+    }
+    Ok(())
 }
 
 /// Refuses what no pooled server may see.

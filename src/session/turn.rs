@@ -23,6 +23,7 @@ pub struct Turn<'a> {
     heard: Heard,
     /// Settings that the client changed.
     settings: Vec<(String, String)>,
+    told_fatal: bool,
     clock: Clock,
 }
 
@@ -35,6 +36,8 @@ pub enum End {
         /// PostgreSQL is still at work for it.
         still_runs: bool,
     },
+    /// PostgreSQL closed the session, and its FATAL report has gone to the client.
+    Closed,
     /// Both connections must close; the client is told why.
     Failed(Report),
 }
@@ -66,7 +69,7 @@ impl<'a> Turn<'a> {
         let now = Instant::now();
         let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
         let clock = Clock { times, blocked: None, is_running: true };
-        Self { pool, client, server, heard: Heard::default(), settings: Vec::new(), clock }
+        Self { pool, client, server, heard: Heard::default(), settings: Vec::new(), told_fatal: false, clock }
     }
 
     /// The server and what the client changed, when the turn has ended.
@@ -93,6 +96,7 @@ impl<'a> Turn<'a> {
                 Event::ClientGone => {
                     return End::Abandoned { still_runs: self.server.ledger().is_waiting() };
                 }
+                Event::ServerGone if self.told_fatal => return End::Closed,
                 Event::ServerGone => return End::Failed(self.server_gone()),
             }
         }
@@ -185,6 +189,7 @@ impl<'a> Turn<'a> {
         if self.heard.bound {
             self.clock.times.bound = Instant::now();
         }
+        self.told_fatal |= self.heard.fatal;
         if self.heard.seal_refused {
             self.pool.metrics().seal_refusals.increment(1);
             tracing::warn!("the database refused a seal; the server is closed");
@@ -194,6 +199,7 @@ impl<'a> Turn<'a> {
                 Skipped::Parse(name) => drop(self.client.statements.close(&name)),
                 Skipped::Close(name, statement) => self.client.statements.put_back(name, statement),
                 Skipped::NotOnServer(id) => self.server.lacks(id),
+                Skipped::ToSync => self.client.requests.skip_to_sync(),
             }
         }
         for code in self.heard.errors.drain(..) {

@@ -23,25 +23,22 @@ pub fn prepare(out: &mut BytesMut) {
     speak::sync(out);
 }
 
-/// Replies to [`prepare`] end with this many ReadyForQuery.
-pub const PREPARE_READIES: usize = 1;
-
 /// Removes everything that a client can leave on a server.
 ///
 /// DISCARD ALL: cursors, role and session authorization, settings, prepared statements (SQL-level and protocol-level),
 /// LISTEN, advisory locks, cached plans, temporary tables, sequence state. The Parse of the unnamed statement replaces
 /// what a client left there, and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
 /// block, so its success also proves that none is open.
-pub fn clean(seed: f64, out: &mut BytesMut) {
+///
+/// The last row that comes back ends with `nonce`, which nobody can know before: when it is seen, every earlier answer
+/// has been read, whatever a client may have left owing.
+pub fn clean(seed: f64, nonce: &str, out: &mut BytesMut) {
     speak::query("DISCARD ALL", out);
     speak::parse(BIND, BIND_SQL, out);
-    speak::parse("", "SELECT pg_catalog.setseed($1::pg_catalog.float8)", out);
-    speak::bind_and_execute("", &[seed.to_string().as_bytes()], out);
+    speak::parse("", "SELECT pg_catalog.setseed($1::pg_catalog.float8), $2::pg_catalog.text", out);
+    speak::bind_and_execute("", &[seed.to_string().as_bytes(), nonce.as_bytes()], out);
     speak::sync(out);
 }
-
-/// Replies to [`clean`] end with this many ReadyForQuery.
-pub const CLEAN_READIES: usize = 2;
 
 /// Binds a clean server: the client's settings first, then the seal, committed together in a step of their own.
 /// Writes nothing (and says so) when there is nothing to bind.

@@ -111,6 +111,16 @@ pub fn query(sql: &str, out: &mut BytesMut) {
     encode(&Query::new(sql.to_owned()), out);
 }
 
+/// Flush: answers are wanted now.
+pub fn flush(out: &mut BytesMut) {
+    encode(&ext::Flush::new(), out);
+}
+
+/// Describe of a statement that never exists: the server answers with an error, and its transaction fails.
+pub fn describe_nothing(out: &mut BytesMut) {
+    encode(&ext::Describe::new(tag::TARGET_STATEMENT, Some("?".to_owned())), out);
+}
+
 /// Parse without parameter types.
 pub fn parse(name: &str, sql: &str, out: &mut BytesMut) {
     encode(&ext::Parse::new(Some(name.to_owned()), sql.to_owned(), Vec::new()), out);

@@ -149,13 +149,14 @@ async fn messages_that_no_server_may_see_end_the_client() {
 async fn half_a_message_holds_no_server() {
     let (gate, _database) = gate().await;
     let mut half = signed_in(&gate).await;
-    half.send(b"Q\0\0\0\x20SELECT 1").await;
+    let query = message(b'Q', b"SELECT 1 AS one\0");
+    half.send(&query[..13]).await;
     let mut header = signed_in(&gate).await;
     header.send(b"Q\0\0").await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     // The pool has one server, and it is free.
     still_serves(&gate).await;
-    half.send(b" AS one              \0").await;
+    half.send(&query[13..]).await;
     assert_eq!(half.answer().await.rows, [[Some("1".to_owned())]]);
 }
 

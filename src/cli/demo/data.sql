@@ -43,8 +43,8 @@ SELECT ('018f6f3e-0000-7000-8000-' || lpad(o::text, 12, '0'))::uuid, c, 'custome
 FROM (VALUES (1, 3000), (2, 1200), (3, 600), (4, 300)) AS v (o, n), generate_series(1, n) AS c;
 
 -- step: loading service levels
-INSERT INTO sla_policies (organization_id, id, name, first_reply_minutes)
-SELECT id, s, (ARRAY['Standard', 'Business', 'Critical'])[s], (ARRAY[480, 120, 15])[s]
+INSERT INTO sla_policies (organization_id, id, name, first_reply_minutes, solve_minutes)
+SELECT id, s, (ARRAY['Standard', 'Business', 'Critical'])[s], (ARRAY[480, 120, 15])[s], (ARRAY[4320, 1440, 240])[s]
 FROM organizations, generate_series(1, 3) AS s;
 
 -- step: loading tickets
@@ -70,7 +70,7 @@ SELECT t.organization_id, t.project_id, (t.id - 1) * 3 + m, t.id, CASE WHEN m > 
        (ARRAY['Hello, I need help with this.', 'Thank you for writing, we are looking into it.',
               'Could you send us a screenshot?', 'It works again, thank you.', 'Any news?'])[1 + (t.id + m) % 5]
            || ' ' || repeat((ARRAY['Since yesterday. ', 'As before. ', 'On all devices. '])[1 + t.id % 3], 1 + (t.id * m % 6)::int),
-       (t.id + m) % 9 = 0, t.created_at + m * interval '47 minutes'
+       m > 1 AND t.assignee_id IS NOT NULL AND (t.id + m) % 9 = 0, t.created_at + m * interval '47 minutes'
 FROM tickets t, generate_series(1, 3) AS m;
 
 -- step: loading attachments
@@ -97,20 +97,22 @@ SELECT organization_id, id, (right(id::text, 6)::int - 1) * 50 + a,
 FROM projects, generate_series(1, 50) AS a;
 
 -- step: loading events
-INSERT INTO events (organization_id, project_id, id, ticket_id, kind, details, created_at)
-SELECT organization_id, project_id, id * 2 + k, id, (ARRAY['opened', 'assigned'])[k + 1],
-       jsonb_build_object('by', COALESCE(assignee_id, 0)), created_at + k * interval '9 minutes'
+INSERT INTO events (organization_id, project_id, id, ticket_id, actor_id, kind, details, created_at)
+SELECT organization_id, project_id, id * 2 + k, id, CASE k WHEN 1 THEN assignee_id END,
+       (ARRAY['opened', 'assigned'])[k + 1], jsonb_build_object('via', via), created_at + k * interval '9 minutes'
 FROM tickets, generate_series(0, 1) AS k;
 
 -- step: loading invoices
-INSERT INTO invoices (organization_id, id, customer_id, number, status, issued_on)
-SELECT organization_id, id, id, 'INV-' || lpad(id::text, 6, '0'),
-       (ARRAY['draft', 'sent', 'paid', 'paid', 'void'])[1 + id % 5]::invoice_status, date '2025-03-01' + (id % 300)::int
-FROM customers;
+INSERT INTO invoices (organization_id, id, customer_id, number, status, issued_on, due_on, paid_at)
+SELECT organization_id, id, id, 'INV-' || lpad(id::text, 6, '0'), status, issued_on, issued_on + 30,
+       CASE WHEN status = 'paid' THEN issued_on + interval '12 days' END
+FROM customers,
+     LATERAL (SELECT (ARRAY['draft', 'sent', 'paid', 'paid', 'void'])[1 + id % 5]::invoice_status AS status,
+                     date '2025-03-01' + (id % 300)::int AS issued_on) AS i;
 
 -- step: loading invoice lines
-INSERT INTO invoice_lines (organization_id, invoice_id, line, description, cents)
-SELECT organization_id, id, l, 'Support, month ' || l, 1900 * l + id % 700
+INSERT INTO invoice_lines (organization_id, invoice_id, line, description, quantity, unit_cents)
+SELECT organization_id, id, l, 'Support, month ' || l, l, 1900 + id % 700
 FROM invoices, generate_series(1, 3) AS l;
 
 -- step: setting sequences behind the data

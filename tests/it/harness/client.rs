@@ -204,6 +204,18 @@ impl Raw {
         Some((header[0], body))
     }
 
+    /// Types of all messages up to ReadyForQuery.
+    pub async fn kinds(&mut self) -> String {
+        let mut kinds = String::new();
+        loop {
+            let (kind, _) = self.read_message().await.expect("still connected");
+            kinds.push(char::from(kind));
+            if kind == b'Z' {
+                return kinds;
+            }
+        }
+    }
+
     /// SQLSTATE and message of the next error; whatever comes before it is skipped.
     pub async fn expect_error(&mut self) -> (String, String) {
         loop {
@@ -230,6 +242,38 @@ impl Raw {
 pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[kind], &length.to_be_bytes()[..], body].concat()
+}
+
+/// A frame of the extended protocol, in its plainest form.
+pub fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+/// A frame of the extended protocol, in its plainest form.
+pub fn bind(statement: &str) -> Vec<u8> {
+    message(b'B', format!("\0{statement}\0\0\0\0\0\0\0").as_bytes())
+}
+
+/// A frame of the extended protocol, in its plainest form.
+pub fn execute() -> Vec<u8> {
+    message(b'E', b"\0\0\0\0\0")
+}
+
+/// A frame of the extended protocol, in its plainest form.
+pub fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+/// A frame of the extended protocol, in its plainest form.
+pub fn close(name: &str) -> Vec<u8> {
+    message(b'C', format!("S{name}\0").as_bytes())
+}
+
+/// A raw client as a user of organization `n`, signed in as the application's role.
+pub async fn raw(gate: &Gate, n: u32) -> Raw {
+    let mut raw = Raw::connect(gate).await;
+    raw.sign_in("app", "app", &gate.token(super::org(n)).sign()).await;
+    raw
 }
 
 /// SQLSTATE and message of an ErrorResponse or NoticeResponse.
