@@ -53,7 +53,11 @@ install() {
     case $manager in
     apt)
         as_root apt-get update -qq
-        # Our servers are throwaways: the package's own cluster is not wanted.
+        # Our servers are throwaways: the package need not make a cluster of its own and start it.
+        if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+            as_root mkdir -p /etc/postgresql-common
+            echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+        fi
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
         ;;
     dnf) as_root dnf install -y -q "${packages[@]}" ;;

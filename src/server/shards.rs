@@ -14,14 +14,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::pool::server::Shard;
-use crate::session::{self, Gate};
+use crate::session::{self, Gate, Presence};
 use crate::wire::report::{Report, Sqlstate};
 
 /// The threads that serve clients.
 pub(super) struct Shards(Vec<ShardThread>);
 
+/// A client on its way to a shard; it is counted already.
+struct Arrival {
+    tcp: std::net::TcpStream,
+    peer: SocketAddr,
+    presence: Presence,
+}
+
 struct ShardThread {
-    clients: mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr)>,
+    clients: mpsc::UnboundedSender<Arrival>,
     load: Arc<AtomicUsize>,
 }
 
@@ -36,12 +43,12 @@ impl Shards {
     }
 
     /// Deals a client to the shard with the fewest.
-    fn deal(&self, client: std::net::TcpStream, peer: SocketAddr) {
+    fn deal(&self, arrival: Arrival) {
         let least = self.0.iter().min_by_key(|shard| shard.load.load(Ordering::Relaxed));
         if let Some(shard) = least {
             shard.load.fetch_add(1, Ordering::Relaxed);
             // The thread is gone only when the process ends.
-            let _ = shard.clients.send((client, peer));
+            let _ = shard.clients.send(arrival);
         }
     }
 }
@@ -50,16 +57,16 @@ impl ShardThread {
     fn start(shard: Shard, gate: Arc<Gate>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Unbounded, but for max_clients: whoever deals has counted the client in.
-        let (clients, mut arriving) = mpsc::unbounded_channel::<(std::net::TcpStream, SocketAddr)>();
+        let (clients, mut arriving) = mpsc::unbounded_channel::<Arrival>();
         let load = Arc::new(AtomicUsize::new(0));
         let shown = load.clone();
         std::thread::Builder::new().name(format!("shard-{}", shard.0)).spawn(move || {
             runtime.block_on(async move {
-                while let Some((tcp, peer)) = arriving.recv().await {
+                while let Some(Arrival { tcp, peer, presence }) = arriving.recv().await {
                     let (gate, load) = (gate.clone(), load.clone());
                     tokio::spawn(async move {
                         let _load = Load(load);
-                        let _presence = gate.enter();
+                        let _presence = presence;
                         if let Ok(tcp) = TcpStream::from_std(tcp) {
                             session::serve(gate, tcp, peer, shard).await;
                         }
@@ -89,7 +96,7 @@ pub(super) async fn accept(listener: TcpListener, gate: Arc<Gate>, shards: Arc<S
             }
             // Registered anew by the shard that gets it.
             Ok((tcp, peer)) => match tcp.into_std() {
-                Ok(tcp) => shards.deal(tcp, peer),
+                Ok(tcp) => shards.deal(Arrival { tcp, peer, presence: gate.enter() }),
                 Err(error) => tracing::warn!(%peer, reason = %error, "a client was lost while it connected"),
             },
             Err(error) => {

@@ -67,18 +67,11 @@ impl Cancels {
     pub async fn cancel(&self, key: &CancelKey) {
         let handle = self.lock().get(key).cloned();
         let Some(handle) = handle else { return };
-        let target = {
-            let mut running = handle.lock();
-            let Some(target) = running.target.clone() else { return };
-            running.in_flight += 1;
-            target
-        };
-        let (pool, server) = target;
-        if let Err(error) = pool.dialer().cancel(&server).await {
+        let Some(in_flight) = InFlight::begin(&handle) else { return };
+        let (pool, server) = &in_flight.target;
+        if let Err(error) = pool.dialer().cancel(server).await {
             tracing::warn!(reason = %error, "a cancel request was not delivered");
         }
-        handle.lock().in_flight -= 1;
-        handle.settled.notify_one();
     }
 
     /// Wakes every client, to see that the house is closing.
@@ -90,6 +83,28 @@ impl Cancels {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<ClientHandle>>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A cancel request on its way. Counted until it is dropped, however that comes about.
+struct InFlight<'a> {
+    handle: &'a ClientHandle,
+    target: (Arc<Pool>, Arc<CancelKey>),
+}
+
+impl<'a> InFlight<'a> {
+    fn begin(handle: &'a ClientHandle) -> Option<Self> {
+        let mut running = handle.lock();
+        let target = running.target.clone()?;
+        running.in_flight += 1;
+        Some(Self { handle, target })
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.handle.lock().in_flight -= 1;
+        self.handle.settled.notify_one();
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::cancel::Cancels;
@@ -46,6 +47,7 @@ pub struct Gate {
     /// Who may cancel what.
     pub cancels: Cancels,
     draining: AtomicBool,
+    drain: Notify,
     clients: AtomicUsize,
 }
 
@@ -56,6 +58,7 @@ impl Gate {
             settings,
             cancels: Cancels::default(),
             draining: AtomicBool::new(false),
+            drain: Notify::new(),
             clients: AtomicUsize::new(0),
         })
     }
@@ -73,7 +76,16 @@ impl Gate {
     /// Asks all clients to leave: idle ones now, others when their transaction is over.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+        self.drain.notify_waiters();
         self.cancels.wake_all();
+    }
+
+    /// Resolves when the house is closing.
+    pub async fn drained(&self) {
+        let drain = self.drain.notified();
+        if !self.is_draining() {
+            drain.await;
+        }
     }
 
     /// Connected clients, signed in or not.

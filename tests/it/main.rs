@@ -6,6 +6,7 @@ mod commands;
 mod ground;
 mod harness;
 mod isolation;
+mod operations;
 mod pipelines;
 mod prepared;
 mod protocol;

@@ -1,6 +1,7 @@
 //! The stage of the demo: PostgreSQL, the application's database, a configuration, and the proxy on threads of its own.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -63,6 +64,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Builds it, showing progress.
     pub(super) fn build(args: &Args) -> Result<Self, DemoError> {
+        free(args)?;
         let progress = Progress::start();
         progress.step("starting a throwaway PostgreSQL");
         let postgres = Throwaway::start(&Options { bin: args.pg_bin.clone(), settings: tuned() })?;
@@ -139,6 +141,19 @@ impl Stage {
     }
 }
 
+/// Told before anything is built: whether the proxy will have its ports.
+fn free(args: &Args) -> Result<(), DemoError> {
+    for port in [args.port, args.http] {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        std::net::TcpListener::bind(address).map_err(|error| {
+            DemoError::Other(format!(
+                "cannot listen on {address}: {error}; choose others with --port and --http"
+            ))
+        })?;
+    }
+    Ok(())
+}
+
 fn ended(proxy: JoinHandle<Result<(), ServeError>>) -> Result<(), DemoError> {
     let outcome = proxy.join().map_err(|_| DemoError::Other("the proxy failed".to_owned()))?;
     outcome.map_err(|error| DemoError::Other(error.to_string()))
@@ -154,7 +169,7 @@ fn serve(
     runtime.block_on(async {
         let signal = stop_signal()?;
         let proxy = Proxy::bind(config).await?;
-        let port = proxy.addresses().first().map_or(0, std::net::SocketAddr::port);
+        let port = proxy.addresses().first().map_or(0, SocketAddr::port);
         let http_port = proxy.http_address().map_or(0, |address| address.port());
         // Who asked is waiting for it.
         let _ = told.send((port, http_port));

@@ -1,0 +1,232 @@
+//! What an operator sees: the end on a signal, metrics, probes, limits, PostgreSQL gone and back.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::client::{Raw, connect, message, raw, try_connect, value};
+use crate::harness::gate::Gate;
+use crate::harness::postgres::{self, Shared};
+use crate::harness::{eventually, org};
+
+/// The value of a sample, by its exact name and labels.
+fn sample(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+async fn sampled(gate: &Gate, name: &str) -> f64 {
+    let (status, metrics) = gate.http("/metrics").await;
+    assert_eq!(status, 200);
+    sample(&metrics, name).unwrap_or_else(|| panic!("no {name} in\n{metrics}"))
+}
+
+#[tokio::test]
+async fn on_a_signal_transactions_finish_and_idle_clients_are_told() {
+    let database = postgres::shared().database().await;
+    for signal in ["TERM", "INT"] {
+        let gate = Gate::with(&database).pool_size(2).run().await;
+        let mut idle = raw(&gate, 1).await;
+        let mut busy = raw(&gate, 2).await;
+        let mut slow = raw(&gate, 3).await;
+        let mut signing_in = Raw::connect(&gate).await;
+        signing_in.startup("app", "app", &[]).await;
+        assert_eq!(busy.query("BEGIN").await.status, b'T');
+        assert_eq!(busy.query("UPDATE items SET counter = counter + 1").await.tags, ["UPDATE 50"]);
+        slow.send(&message(b'Q', b"SELECT pg_sleep(0.5), 'slow'\0")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        gate.signal(signal);
+        assert_eq!(idle.expect_error().await.0, "57P01");
+        idle.expect_close().await;
+        eventually("readiness to end", async || {
+            let (status, why) = gate.http("/readyz").await;
+            (status == 503 && why.contains("shutting down")).then_some(())
+        })
+        .await;
+        assert_eq!(gate.http("/livez").await.0, 200);
+        // Nobody new comes in.
+        assert!(try_connect(&gate, "app", &gate.token(org(1)).sign()).await.is_err());
+        // The transaction goes on to its end.
+        assert_eq!(busy.query("SELECT count(*) FROM items WHERE counter > 0").await.rows.len(), 1);
+        assert_eq!(busy.query("COMMIT").await.tags, ["COMMIT"]);
+        assert_eq!(busy.expect_error().await.0, "57P01");
+        busy.expect_close().await;
+        assert_eq!(slow.answer().await.rows[0][1].as_deref(), Some("slow"));
+        assert_eq!(slow.expect_error().await.0, "57P01");
+        drop(signing_in);
+        let status = gate.wait_exit(Duration::from_secs(10)).await;
+        assert_eq!(status.code(), Some(0), "after SIG{signal}");
+        assert!(gate.log().ends_with("stopped"), "{}", gate.log());
+    }
+    let counted = database.admin().await.query_one("SELECT sum(counter)::int FROM items", &[]).await.unwrap();
+    assert_eq!(counted.get::<_, i32>(0), 100, "both were committed");
+    // The servers have closed.
+    let admin = database.admin().await;
+    eventually("the servers' end", async || {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'";
+        (admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    let mut busy = raw(&gate, 1).await;
+    busy.query("BEGIN").await;
+    gate.signal("TERM");
+    eventually("the drain", async || (gate.http("/readyz").await.0 == 503).then_some(())).await;
+    let asked = Instant::now();
+    gate.signal("TERM");
+    assert_eq!(gate.wait_exit(Duration::from_secs(5)).await.code(), Some(1));
+    assert!(asked.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn metrics_tell_what_happened() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).set("budget", "latency", "\"137ms\"").run().await;
+    let one = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let two = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+    for _ in 0..5 {
+        value(&one, "SELECT 1").await.unwrap();
+    }
+    value(&two, "SELECT 1").await.unwrap();
+    value(&one, "SELECT pg_sleep(0.2)").await.unwrap();
+    value(&one, "SELECT 1/0").await.unwrap_err();
+    let _ = try_connect(&gate, "app", "no token").await;
+    assert_eq!(sampled(&gate, r#"pgtenant_queries_total{database="app"}"#).await, 8.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_query_seconds_count{database="app"}"#).await, 8.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_query_seconds_bucket{database="app",le="0.137"}"#).await, 7.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_query_seconds_bucket{database="app",le="+Inf"}"#).await, 8.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_over_budget_total{database="app"}"#).await, 1.0);
+    assert_eq!(sampled(&gate, "pgtenant_budget_seconds").await, 0.137);
+    for phase in ["wait", "context", "server", "client"] {
+        let name = format!(r#"pgtenant_phase_seconds_count{{database="app",phase="{phase}"}}"#);
+        assert_eq!(sampled(&gate, &name).await, 8.0, "{phase}");
+    }
+    let server = sampled(&gate, r#"pgtenant_phase_seconds_sum{database="app",phase="server"}"#).await;
+    let total = sampled(&gate, r#"pgtenant_query_seconds_sum{database="app"}"#).await;
+    assert!((0.2..total + 0.001).contains(&server), "{server} of {total}");
+    let errors = r#"pgtenant_errors_total{database="app",sqlstate_class="22"}"#;
+    assert_eq!(sampled(&gate, errors).await, 1.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_sign_ins_total{result="ok"}"#).await, 2.0);
+    // A lease each; how many servers were cleaned ahead of their next client is the pool's affair.
+    let binds = async |kind: &str| {
+        sampled(&gate, &format!(r#"pgtenant_binds_total{{database="app",kind="{kind}"}}"#)).await
+    };
+    let (reused, bound, switched) = (binds("reused").await, binds("bound").await, binds("switched").await);
+    assert_eq!(reused + bound + switched, 8.0);
+    assert!(reused >= 3.0 && bound >= 1.0, "{reused} {bound} {switched}");
+    assert_eq!(sampled(&gate, r#"pgtenant_bind_failures_total{database="app"}"#).await, 0.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_pool_size{database="app"}"#).await, 2.0, "one for each role");
+    // Clients and servers by state, while one is at work and another waits.
+    let working = tokio::spawn(async move { one.batch_execute("SELECT pg_sleep(1)").await.map(|()| one) });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let waiting = tokio::spawn(async move { two.batch_execute("SELECT 1").await.map(|()| two) });
+    let idle = connect(&gate, "app", &gate.token(org(3)).sign()).await;
+    eventually("the gauges", async || {
+        let (_, metrics) = gate.http("/metrics").await;
+        let at = |name: &str| sample(&metrics, name).unwrap_or(-1.0);
+        let states = [
+            at(r#"pgtenant_clients{database="app",state="active"}"#),
+            at(r#"pgtenant_clients{database="app",state="waiting"}"#),
+            at(r#"pgtenant_clients{database="app",state="idle"}"#),
+            at(r#"pgtenant_servers{database="app",state="active"}"#),
+            at(r#"pgtenant_waiting_clients{database="app"}"#),
+        ];
+        (states == [1.0, 1.0, 1.0, 1.0, 1.0]).then_some(())
+    })
+    .await;
+    working.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    drop(idle);
+    // No token, no literal, no secret.
+    let (_, metrics) = gate.http("/metrics").await;
+    for secret in ["pg_sleep", "app-password", "eyJ", &org(1)] {
+        assert!(!metrics.contains(secret) && !gate.log().contains(secret), "{secret}");
+    }
+    assert_eq!(gate.http("/elsewhere").await.0, 404);
+}
+
+#[tokio::test]
+async fn max_clients_is_a_limit_with_a_name() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).set("listen", "max_clients", "2").run().await;
+    let first = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let _second = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let mut third = Raw::connect(&gate).await;
+    third.startup("app", "app", &[]).await;
+    let (code, text) = third.expect_error().await;
+    assert_eq!(code, "53300");
+    assert!(text.contains("max_clients") || text.contains("too many clients"), "{text}");
+    third.expect_close().await;
+    drop(first);
+    eventually("a free place", async || try_connect(&gate, "app", &gate.token(org(1)).sign()).await.ok())
+        .await;
+}
+
+#[tokio::test]
+async fn a_full_pool_refuses_after_wait_timeout_and_says_why() {
+    let database = postgres::shared().database().await;
+    let gate =
+        Gate::with(&database).pool_size(1).set("databases.app.pool", "wait_timeout", "\"300ms\"").run().await;
+    let mut holder = raw(&gate, 1).await;
+    holder.query("BEGIN").await;
+    let mut waiter = raw(&gate, 2).await;
+    let answer = waiter.query("SELECT 1").await;
+    let (code, text) = answer.error.unwrap();
+    assert_eq!((code.as_str(), answer.status), ("53300", b'I'));
+    assert!(text.contains("wait_timeout"), "{text}");
+    // It stays connected, and gets its turn later.
+    holder.query("COMMIT").await;
+    assert_eq!(waiter.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-2".to_owned())]]);
+}
+
+/// A PostgreSQL that goes away takes running transactions with it and nothing else.
+#[tokio::test]
+async fn postgresql_gone_and_back() {
+    let mut shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let database = shared.database().await;
+    let gate =
+        Gate::with(&database).pool_size(2).set("databases.app.pool", "wait_timeout", "\"500ms\"").run().await;
+    let mut idle = raw(&gate, 1).await;
+    let mut busy = raw(&gate, 2).await;
+    assert_eq!(idle.query("SELECT 1").await.rows.len(), 1);
+    assert_eq!(busy.query("BEGIN").await.status, b'T');
+    eventually("readiness", async || (gate.http("/readyz").await.0 == 200).then_some(())).await;
+    // The server process of the transaction is terminated: PostgreSQL's own words, and only that client.
+    database
+        .admin()
+        .await
+        .batch_execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'",
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        busy.expect_error().await,
+        ("57P01".into(), "terminating connection due to administrator command".into())
+    );
+    assert!(busy.read_message().await.is_none(), "one report, and the end");
+    assert_eq!(idle.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-1".to_owned())]]);
+    // All of it stops.
+    shared.server.stop_server().unwrap();
+    let answer = idle.query("SELECT 1").await;
+    let (code, text) = answer.error.unwrap();
+    assert_eq!((code.as_str(), answer.status), ("08001", b'I'), "{text}");
+    eventually("the end of readiness", async || {
+        let (status, why) = gate.http("/readyz").await;
+        (status == 503 && why.contains("127.0.0.1")).then_some(())
+    })
+    .await;
+    assert_eq!(gate.http("/livez").await.0, 200);
+    shared.server.start_server().unwrap();
+    eventually("readiness again", async || (gate.http("/readyz").await.0 == 200).then_some(())).await;
+    // The same client, without a new sign-in.
+    let answer = eventually("the next answer", async || {
+        let answer = idle.query("SELECT DISTINCT body FROM items").await;
+        answer.error.is_none().then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.rows, [[Some("org-1".to_owned())]]);
+}
