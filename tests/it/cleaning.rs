@@ -71,8 +71,8 @@ async fn leave_and_look(shared: &Shared) {
 
 #[tokio::test]
 async fn nothing_is_left_for_the_next_organization_on_any_version() {
-    for bin in postgres::all_bins() {
-        leave_and_look(&Shared::of_version(bin)).await;
+    for shared in postgres::every_version() {
+        leave_and_look(shared).await;
     }
 }
 

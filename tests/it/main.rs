@@ -10,5 +10,7 @@ mod operations;
 mod pipelines;
 mod prepared;
 mod protocol;
+mod seal;
 mod sign_in;
+
 mod transactions;

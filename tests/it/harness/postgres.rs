@@ -23,6 +23,22 @@ pub fn shared() -> &'static Shared {
     SHARED.get_or_init(|| Shared::start(&Options::default()))
 }
 
+/// [`shared`], and one of each further version that is there, for tests of every version.
+pub fn every_version() -> Vec<&'static Shared> {
+    static OTHERS: OnceLock<Vec<Shared>> = OnceLock::new();
+    let others = OTHERS.get_or_init(|| {
+        let starting: Vec<_> = all_bins()
+            .into_iter()
+            .skip(1)
+            .map(|bin| {
+                std::thread::spawn(|| Shared::start(&Options { bin: Some(bin), ..Options::default() }))
+            })
+            .collect();
+        starting.into_iter().map(|server| server.join().unwrap()).collect()
+    });
+    std::iter::once(shared()).chain(others).collect()
+}
+
 /// A cluster with a template for databases. Tests that stop PostgreSQL, or need another version or other settings,
 /// start their own.
 pub struct Shared {
@@ -39,11 +55,6 @@ impl Shared {
         Self { server, template: tokio::sync::OnceCell::new(), finished: Arc::default() }
     }
 
-    /// One of [`all_bins`].
-    pub fn of_version(bin: PathBuf) -> Self {
-        Self::start(&Options { bin: Some(bin), ..Options::default() })
-    }
-
     /// A superuser's connection to the cluster.
     pub async fn admin(&self, dbname: &str) -> tokio_postgres::Client {
         connect(&self.server.url(dbname)).await
@@ -52,13 +63,23 @@ impl Shared {
     /// A fresh database with the SQL interface, tables, policies and rows of [`SCHEMA`].
     pub async fn database(&self) -> Database {
         self.template.get_or_init(|| self.make_template()).await;
+        self.create(TEMPLATE).await
+    }
+
+    /// A database with nothing in it.
+    pub async fn empty_database(&self) -> Database {
+        self.template.get_or_init(|| self.make_template()).await; // the roles
+        self.create("template0").await
+    }
+
+    async fn create(&self, template: &str) -> Database {
         let admin = self.admin("postgres").await;
         let finished = std::mem::take(&mut *self.finished.lock().unwrap());
         for name in finished {
             admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.unwrap();
         }
         let name = format!("it_{}", random_name());
-        admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await.unwrap();
+        admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await.unwrap();
         Database {
             url: self.server.url(&name),
             name,
@@ -80,7 +101,7 @@ impl Shared {
                 .unwrap();
         }
         admin.batch_execute(&format!("CREATE DATABASE {TEMPLATE}")).await.unwrap();
-        install(self, TEMPLATE).await;
+        install(Setup::new(self.server.port(), TEMPLATE), &self.server.url(TEMPLATE)).await;
         let template = self.admin(TEMPLATE).await;
         template.batch_execute(SCHEMA).await.unwrap();
         template.batch_execute(&seed()).await.unwrap();
@@ -88,10 +109,9 @@ impl Shared {
 }
 
 /// Runs the real `pgtenant install` for the roles that have tenancy.
-pub async fn install(shared: &Shared, dbname: &str) {
-    let setup = Setup::new(shared.server.port(), dbname);
+pub async fn install(setup: Setup, url: &str) {
     let config = setup.write();
-    let url = shared.server.url(dbname);
+    let url = url.to_owned();
     let output = tokio::task::spawn_blocking(move || {
         Command::new(env!("CARGO_BIN_EXE_pgtenant"))
             .args(["install", "--config"])
@@ -128,6 +148,25 @@ impl Database {
         let (client, connection) = config.connect(NoTls).await.unwrap();
         tokio::spawn(connection);
         client
+    }
+}
+
+impl Database {
+    /// The same, and everything that PostgreSQL says besides its answers.
+    pub async fn direct_and_loud(&self, role: &str) -> (tokio_postgres::Client, Arc<Mutex<String>>) {
+        let mut config: tokio_postgres::Config = self.url.parse().unwrap();
+        config.user(role).password(password_of(role));
+        let (client, mut connection) = config.connect(NoTls).await.unwrap();
+        let notices = Arc::new(Mutex::new(String::new()));
+        let heard = notices.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                if let tokio_postgres::AsyncMessage::Notice(notice) = message {
+                    heard.lock().unwrap().push_str(&format!("{notice:?}"));
+                }
+            }
+        });
+        (client, notices)
     }
 }
 
