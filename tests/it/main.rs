@@ -13,4 +13,5 @@ mod protocol;
 mod seal;
 mod sign_in;
 
+mod tls;
 mod transactions;

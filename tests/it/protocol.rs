@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 
-use crate::harness::client::{Raw, connect, message, value};
+use crate::harness::client::{Raw, connect, message, startup, value};
 use crate::harness::gate::Gate;
 use crate::harness::org;
 use crate::harness::postgres;
@@ -25,11 +25,6 @@ async fn still_serves(gate: &Gate) {
     let client = connect(gate, "app", &gate.token(org(2)).sign()).await;
     assert_eq!(value(&client, "SELECT DISTINCT body FROM items").await.unwrap().as_deref(), Some("org-2"));
     assert!(!gate.log().contains("panicked"), "{}", gate.log());
-}
-
-fn startup(code: u32, rest: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(8 + rest.len()).unwrap();
-    [&length.to_be_bytes()[..], &code.to_be_bytes(), rest].concat()
 }
 
 #[tokio::test]

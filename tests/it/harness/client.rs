@@ -238,6 +238,11 @@ impl Raw {
     }
 }
 
+pub fn startup(code: u32, rest: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(8 + rest.len()).unwrap();
+    [&length.to_be_bytes()[..], &code.to_be_bytes(), rest].concat()
+}
+
 /// Frames a message.
 pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
