@@ -335,7 +335,6 @@ dbname = "bench"
 pool_mode = "transaction"
 [databases.bench.pool]
 size = $servers
-per_organization = $servers
 wait_timeout = "120s"
 
 [roles.$role]

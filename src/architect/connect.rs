@@ -1,6 +1,6 @@
 //! The architect's own connections to a database: `postgres://` URLs by `deadpool-postgres`, with TLS by rustls.
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
 use rustls::ClientConfig;
 use tokio_postgres::config::SslMode as UrlSslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -26,7 +26,10 @@ pub async fn connect(url: &str) -> Result<Object, ConnectError> {
         ManagerConfig { recycling_method: RecyclingMethod::Verified },
     );
     let pool = Pool::builder(manager).max_size(1).build().map_err(|e| ConnectError(e.to_string()))?;
-    pool.get().await.map_err(|e| ConnectError(causes(&e)))
+    pool.get().await.map_err(|e| match e {
+        PoolError::Backend(e) => ConnectError(causes(&e)),
+        other => ConnectError(causes(&other)),
+    })
 }
 
 /// The TLS that a URL asks for: `require` verifies nothing, as in libpq; stricter modes are not in the URL's grammar

@@ -1,15 +1,98 @@
 //! `pgtenant install`: the SQL interface and the seal's keys, into a database whose tables are multi-tenant already.
 
+use tokio_postgres::{Client, Transaction};
+
+use super::connect::causes;
 use crate::config::{Context, IdType};
-use crate::tenancy::seal::{hex, key_id, pads};
+use crate::tenancy::seal::{key_id, pads};
 
 /// Version of the SQL interface that this program installs and needs.
 pub const INTERFACE_VERSION: i32 = 1;
 
-/// The SQL that installs the interface for `role`, keys included unless they are to be hidden.
+/// Why nothing was installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// PostgreSQL refused a step.
+    #[error("nothing was changed: {}", causes(.0))]
+    Refused(#[from] tokio_postgres::Error),
+    /// The key would be written to the server's log.
+    #[error(
+        "nothing was changed: this server logs statements with their parameters ({0}), and the seal's key would be \
+         among them; install as a superuser, who may silence it, or set it off for this role while installing"
+    )]
+    Logged(String),
+}
+
+/// Installs the interface for `roles`, and the configured keys, in one transaction: a failure leaves everything as it was.
 ///
-/// Idempotent; the caller runs it in one transaction, as a superuser or as a role that may create roles and schemas.
-pub fn sql(context: &Context, roles: &[String], keys: Keys) -> String {
+/// # Errors
+/// See [`InstallError`].
+pub async fn run(client: &mut Client, context: &Context, roles: &[String]) -> Result<(), InstallError> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&interface(context, roles)).await?;
+    // Last, after all that may fail, and as parameters: the text of a statement can end up in a log.
+    silence(&transaction).await?;
+    let mut kids = Vec::new();
+    for key in &context.seal_keys {
+        let kid = key_id(key);
+        let (inner, outer) = pads(key);
+        transaction.execute(INSERT_KEY, &[&kid, &inner.as_slice(), &outer.as_slice()]).await?;
+        kids.push(kid);
+    }
+    transaction.execute(DELETE_KEYS, &[&kids]).await?;
+    Ok(transaction.commit().await?)
+}
+
+/// The SQL as people may look at it or run it: everything but the keys.
+pub fn shown(context: &Context, roles: &[String]) -> String {
+    let mut sql = interface(context, roles);
+    for key in &context.seal_keys {
+        sql.push_str(&format!(
+            "\n-- The key's two pads (RFC 2104) are not shown.\n\
+             INSERT INTO pgtenant.seal_keys (kid, inner_pad, outer_pad) VALUES ('{}', '...', '...')\n    \
+             ON CONFLICT (kid) DO NOTHING;\n",
+            key_id(key)
+        ));
+    }
+    sql
+}
+
+const INSERT_KEY: &str = "INSERT INTO pgtenant.seal_keys (kid, inner_pad, outer_pad) VALUES ($1, $2, $3) ON CONFLICT (kid) DO NOTHING";
+
+/// Keys that are no longer configured go, and their seals with them.
+const DELETE_KEYS: &str = "DELETE FROM pgtenant.seal_keys WHERE kid <> ALL ($1)";
+
+/// Settings by which PostgreSQL or its usual extensions log a statement with its parameters, and their silent values.
+const SILENT: [(&str, &str); 6] = [
+    ("log_statement", "none"),
+    ("log_min_duration_statement", "-1"),
+    ("log_min_duration_sample", "-1"),
+    ("log_transaction_sample_rate", "0"),
+    ("auto_explain.log_min_duration", "-1"),
+    ("pgaudit.log", "none"),
+];
+
+/// Makes sure that the next statements are not logged with their parameters.
+async fn silence(transaction: &Transaction<'_>) -> Result<(), InstallError> {
+    for (name, silent) in SILENT {
+        let sql = "SELECT pg_catalog.current_setting($1, true) IN ($2, NULL), COALESCE(pg_catalog.current_setting($1, true), '')";
+        let row = transaction.query_one(sql, &[&name, &silent]).await?;
+        let (is_silent, value): (Option<bool>, String) = (row.get(0), row.get(1));
+        // `ddl` logs neither INSERT nor DELETE; an extension that is not loaded has no value.
+        if is_silent == Some(true) || value.is_empty() || (name, value.as_str()) == ("log_statement", "ddl") {
+            continue;
+        }
+        transaction.batch_execute("SAVEPOINT silence").await?;
+        let set = transaction.execute("SELECT pg_catalog.set_config($1, $2, true)", &[&name, &silent]).await;
+        if set.is_err() {
+            transaction.batch_execute("ROLLBACK TO SAVEPOINT silence").await?;
+            return Err(InstallError::Logged(format!("{name} = {value}")));
+        }
+    }
+    Ok(())
+}
+
+fn interface(context: &Context, roles: &[String]) -> String {
     let id_type = match context.id_type {
         IdType::Uuid => "uuid",
         IdType::Bigint => "bigint",
@@ -32,42 +115,6 @@ pub fn sql(context: &Context, roles: &[String], keys: Keys) -> String {
              pgtenant.require_organization({id_type}) TO {role};\n",
         ));
     }
-    sql.push_str(&keys_sql(context, keys));
-    sql
-}
-
-/// Whether the keys appear in the SQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keys {
-    /// As they are, to be run.
-    Included,
-    /// As placeholders, to be looked at.
-    Hidden,
-}
-
-/// Every configured key is installed; keys that are no longer configured are removed, and their seals with them.
-fn keys_sql(context: &Context, keys: Keys) -> String {
-    let mut sql = String::new();
-    let mut kids = Vec::new();
-    for key in &context.seal_keys {
-        let kid = key_id(key);
-        let (inner, outer) = pads(key);
-        let bytes = |pad: &[u8; 64]| match keys {
-            Keys::Hidden => "'...' /* hidden: the seal's key */".to_owned(),
-            Keys::Included => {
-                let mut text = String::from("'\\x");
-                hex(pad, &mut text);
-                text + "'"
-            }
-        };
-        sql.push_str(&format!(
-            "\nINSERT INTO pgtenant.seal_keys (kid, inner_pad, outer_pad)\n    VALUES ('{kid}', {}, {})\n    ON CONFLICT (kid) DO NOTHING;\n",
-            bytes(&inner),
-            bytes(&outer),
-        ));
-        kids.push(format!("'{kid}'"));
-    }
-    sql.push_str(&format!("DELETE FROM pgtenant.seal_keys WHERE kid NOT IN ({});\n", kids.join(", ")));
     sql
 }
 
@@ -89,10 +136,9 @@ mod tests {
             seal_keys: vec![Secret::new(vec![7; 32])],
             seal_lifetime: Duration::from_secs(60),
         };
-        let shown = sql(&context, &["app".to_owned()], Keys::Hidden);
+        let shown = shown(&context, &["app".to_owned()]);
         assert!(!shown.contains("\\x"), "a key in hexadecimal");
         assert!(!shown.contains("{id_type}") && !shown.contains("{verify"), "a placeholder was left");
         assert!(shown.contains("pgtenant.require_organization(bigint)"));
-        assert!(sql(&context, &[], Keys::Included).contains("\\x31313131"));
     }
 }

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use super::{BAD_USAGE, ConfigFile, DONE, NO, fail, load, runtime};
-use crate::architect::connect::{causes, connect};
-use crate::architect::install::{INTERFACE_VERSION, Keys, sql};
-use crate::config::{Config, Tenancy};
+use crate::architect::connect::connect;
+use crate::architect::install::{self, INTERFACE_VERSION};
+use crate::config::{Config, Context, Tenancy};
 
 /// Options of `install`.
 #[derive(clap::Args)]
@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
     let roles = roles(args, &config);
     if args.print {
-        println!("BEGIN;\n{}\nCOMMIT;", sql(&config.context, &roles, Keys::Hidden));
+        println!("BEGIN;\n{}\nCOMMIT;", install::shown(&config.context, &roles));
         return ExitCode::from(DONE);
     }
     let Some(url) = &args.database else { return fail(BAD_USAGE, "--database URL is missing") };
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(NO, error),
     };
-    match runtime.block_on(install(url, &sql(&config.context, &roles, Keys::Included))) {
+    match runtime.block_on(install(url, &config.context, &roles)) {
         Ok(()) => {
             println!(
                 "installed: SQL interface version {INTERFACE_VERSION} in schema pgtenant, for {}",
@@ -61,20 +61,7 @@ fn roles(args: &Args, config: &Config) -> Vec<String> {
     tenant_scoped.map(|role| role.name.clone()).collect()
 }
 
-/// Runs it in one transaction: a failure leaves everything as it was.
-async fn install(url: &str, sql: &str) -> Result<(), String> {
+async fn install(url: &str, context: &Context, roles: &[String]) -> Result<(), String> {
     let mut client = connect(url).await.map_err(|e| e.to_string())?;
-    // A key must not reach the server's log by way of a logged statement, as far as we may say so.
-    let quiet = "SET LOCAL log_statement = 'none'; SET LOCAL log_min_duration_statement = -1; \
-                 SET LOCAL log_min_error_statement = 'panic'";
-    let nothing_changed = |e: tokio_postgres::Error| format!("nothing was changed: {}", causes(&e));
-    let transaction = client.transaction().await.map_err(nothing_changed)?;
-    let savepoint = "SAVEPOINT quiet";
-    transaction.batch_execute(savepoint).await.map_err(nothing_changed)?;
-    if transaction.batch_execute(quiet).await.is_err() {
-        // Only a superuser may; others install with the server's own settings.
-        transaction.batch_execute("ROLLBACK TO SAVEPOINT quiet").await.map_err(nothing_changed)?;
-    }
-    transaction.batch_execute(sql).await.map_err(nothing_changed)?;
-    transaction.commit().await.map_err(nothing_changed)
+    install::run(&mut client, context, roles).await.map_err(|e| e.to_string())
 }

@@ -6,14 +6,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::harness::client;
-use crate::harness::gate::{Gate, SEAL_KEY, Setup, Written};
+use crate::harness::gate::{Gate, Setup, Written};
 use crate::harness::org;
-use crate::harness::postgres::{self, Database, ROWS_PER_ORGANIZATION, password_of};
+use crate::harness::postgres::{self, ROWS_PER_ORGANIZATION, password_of};
 
 #[test]
 fn check_tells_all_mistakes_with_file_line_and_key() {
@@ -186,86 +184,6 @@ fn keygen_keeps_what_is_there_and_the_private_part_private() {
     }
 }
 
-#[tokio::test]
-async fn install_makes_everything_and_again_changes_nothing() {
-    let database = postgres::shared().database().await;
-    let admin = database.admin().await;
-    admin.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
-    let setup = || Gate::with(&database);
-    let mut states = Vec::new();
-    for _ in 0..2 {
-        let done = install(&setup().write(), &database.url, &[]);
-        assert_eq!((done.code, done.err.as_str()), (0, ""), "{done:?}");
-        assert!(done.out.contains("for app\n"), "{done:?}");
-        states.push(interface(&database).await);
-    }
-    assert_eq!(states[0], states[1]);
-    let gate = setup().run().await;
-    let client = client::connect(&gate, "app", &gate.token(org(1)).sign()).await;
-    let found = client::value(&client, "SELECT pgtenant.organization_id()").await.unwrap();
-    assert_eq!(found, Some(org(1)));
-}
-
-#[tokio::test]
-async fn install_upgrades_and_changes_keys_under_clients_that_go_on() {
-    let database = postgres::shared().database().await;
-    let gate = Gate::with(&database).run().await;
-    let client = client::connect(&gate, "app", &gate.token(org(2)).sign()).await;
-    let rows = async |client: &tokio_postgres::Client| {
-        client::value(client, "SELECT count(*) || ' of ' || min(body) FROM items").await
-    };
-    let expected = format!("{ROWS_PER_ORGANIZATION} of org-2");
-    assert_eq!(rows(&client).await.unwrap().as_ref(), Some(&expected));
-    let before = interface(&database).await;
-    database.admin().await.batch_execute("UPDATE pgtenant.interface SET version = 0").await.unwrap();
-    let new_key = STANDARD.encode([7; 32]);
-    let both = r#"[{ file = "context.new.secret" }, { file = "context.seal_key.secret" }]"#;
-    let next = || Gate::with(&database).secret("context", "new", &new_key).unset("context", "new");
-    let next = || next().set("context", "seal_key", both);
-    let next_gate = next().run().await;
-    let early = client::connect(&next_gate, "app", &next_gate.token(org(2)).sign()).await;
-    assert!(rows(&early).await.is_err(), "a seal by a key that is not installed");
-    assert_eq!(install(&next().write(), &database.url, &[]).code, 0);
-    let after = interface(&database).await;
-    assert_eq!((&after.version, &after.functions), (&before.version, &before.functions));
-    assert_eq!((before.keys.len(), after.keys.len()), (1, 2));
-    assert!(after.keys.contains(&before.keys[0]), "the old key must serve until it is taken away");
-    for (gate, client) in [(&gate, &client), (&next_gate, &early)] {
-        assert_eq!(rows(client).await.unwrap().as_ref(), Some(&expected));
-        let fresh = client::connect(gate, "app", &gate.token(org(2)).sign()).await;
-        assert_eq!(rows(&fresh).await.unwrap().as_ref(), Some(&expected));
-    }
-}
-
-#[tokio::test]
-async fn install_prints_without_a_key_and_without_a_change() {
-    let database = postgres::shared().database().await;
-    database.admin().await.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
-    let written = Gate::with(&database).write();
-    let printed = install(&written, &database.url, &["--print"]);
-    assert_eq!((printed.code, printed.err.as_str()), (0, ""));
-    assert!(printed.out.starts_with("BEGIN;") && printed.out.contains("pgtenant.seal_keys"), "{printed:?}");
-    let key = STANDARD.decode(SEAL_KEY).unwrap();
-    let pad = |with: u8| key.iter().map(|byte| byte ^ with).collect::<Vec<u8>>();
-    for secret in [key.clone(), pad(0x36), pad(0x5c)] {
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        let base64 = STANDARD.encode(&secret);
-        let shown = [hex.as_str(), base64.trim_end_matches('=')];
-        assert!(shown.iter().all(|shown| !printed.out.to_lowercase().contains(&shown.to_lowercase())));
-    }
-    let there = client::value(&database.admin().await, "SELECT to_regnamespace('pgtenant')").await.unwrap();
-    assert_eq!(there, None, "something was installed");
-}
-
-#[test]
-fn install_tells_in_one_sentence_that_there_is_no_database() {
-    let written = Setup::new(5432, "app").write();
-    let unreachable = install(&written, "postgres://postgres@127.0.0.1:1/app", &[]);
-    assert_one_sentence(&unreachable, 1, &["cannot connect to the database", "refused"]);
-    let nonsense = install(&written, "no url", &[]);
-    assert_one_sentence(&nonsense, 1, &["cannot connect to the database", "URL"]);
-}
-
 #[test]
 fn bad_usage_ends_with_two_and_help_has_an_example() {
     let config = Setup::new(5432, "app").write();
@@ -344,13 +262,13 @@ fn the_demo_names_the_port_that_is_taken_and_leaves_nothing_behind() {
 
 /// How a command ended.
 #[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
-fn run(args: &[&str], config: Option<&Written>) -> Ran {
+pub fn run(args: &[&str], config: Option<&Written>) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
     command.args(args);
     if let Some(config) = config {
@@ -368,13 +286,9 @@ fn finish(command: &mut Command, input: &str) -> Ran {
     Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn assert_one_sentence(ran: &Ran, code: i32, words: &[&str]) {
+pub fn assert_one_sentence(ran: &Ran, code: i32, words: &[&str]) {
     assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (code, "", 1), "{ran:?}");
     assert!(words.iter().all(|word| ran.err.contains(word)), "{words:?} are not in {ran:?}");
-}
-
-fn install(config: &Written, url: &str, args: &[&str]) -> Ran {
-    run(&[&["install", "--database", url, "--role", "app"], args].concat(), Some(config))
 }
 
 fn inspect(args: &[&str], token: &str) -> Ran {
@@ -409,28 +323,6 @@ impl Generated {
         let minted = run(&[&usual, args].concat(), None);
         assert_eq!((minted.code, minted.err.as_str()), (0, ""));
         minted.out.trim_end().to_owned()
-    }
-}
-
-/// What is installed.
-#[derive(Debug, PartialEq)]
-struct Interface {
-    version: String,
-    keys: Vec<String>,
-    functions: Vec<String>,
-}
-
-async fn interface(database: &Database) -> Interface {
-    let admin = database.admin().await;
-    let texts = async |sql: &str| -> Vec<String> {
-        admin.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
-    };
-    let functions = "SELECT p.oid::regprocedure || pg_get_functiondef(p.oid) || coalesce(p.proacl::text, '') \
-         FROM pg_proc p WHERE p.pronamespace = 'pgtenant'::regnamespace ORDER BY 1";
-    Interface {
-        version: texts("SELECT version || id_type FROM pgtenant.interface").await.join(", "),
-        keys: texts("SELECT row(k.*)::text FROM pgtenant.seal_keys k ORDER BY kid").await,
-        functions: texts(functions).await,
     }
 }
 

@@ -5,6 +5,7 @@ mod cleaning;
 mod commands;
 mod ground;
 mod harness;
+mod install;
 mod isolation;
 mod operations;
 mod pipelines;

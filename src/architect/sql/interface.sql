@@ -10,6 +10,10 @@
 --   * SECURITY DEFINER with a fixed search_path: no operator or function of the caller's is ever run.
 --   * STABLE, never IMMUTABLE: a cached plan must not keep one organization's id for the next. PARALLEL RESTRICTED:
 --     the check runs in the leader, whose process id the seal names.
+--   * It runs with an installer's rights in a database where others may own schemas: names are looked up in
+--     pg_catalog only, and a schema or a role of this name that somebody else prepared is refused, not adopted.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
 
 DO $$
 BEGIN
@@ -18,6 +22,53 @@ BEGIN
     END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN
     NULL; -- another database's installation made it at the same moment
+END
+$$;
+
+DO $$
+DECLARE
+    owner constant regrole := 'pgtenant_owner';
+    found text;
+BEGIN
+    SELECT 'role pgtenant_owner may log in, or has more rights than it should' INTO found
+        FROM pg_roles WHERE oid = owner AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication);
+    -- An installer that is no superuser must be a member. Whoever manages roles can make itself one.
+    IF found IS NULL THEN
+        SELECT format('role %I is a member of pgtenant_owner', r.rolname) INTO found
+            FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+            WHERE m.roleid = owner AND NOT r.rolsuper AND NOT r.rolcreaterole AND r.rolname <> current_user;
+    END IF;
+    IF found IS NULL THEN
+        SELECT 'schema pgtenant is owned by ' || nspowner::regrole INTO found
+            FROM pg_namespace WHERE nspname = 'pgtenant' AND nspowner <> owner;
+    END IF;
+    IF found IS NULL THEN
+        SELECT format('%s is owned by %s', what, whose::regrole) INTO found
+            FROM (SELECT oid::regclass::text, relowner FROM pg_class WHERE relnamespace = to_regnamespace('pgtenant')
+                  UNION ALL
+                  SELECT oid::regprocedure::text, proowner FROM pg_proc WHERE pronamespace = to_regnamespace('pgtenant')
+                  UNION ALL
+                  SELECT oid::regtype::text, typowner FROM pg_type WHERE typnamespace = to_regnamespace('pgtenant')
+                 ) AS o (what, whose)
+            WHERE whose <> owner;
+    END IF;
+    IF found IS NULL THEN
+        SELECT format('function %s is not one of ours', oid::regprocedure) INTO found
+            FROM pg_proc WHERE pronamespace = to_regnamespace('pgtenant') AND proname NOT IN (
+                'organization_id', 'project_id', 'verified_payload', 'subject', 'roles', 'claims', 'claim', 'has_role',
+                'context', 'require_organization');
+    END IF;
+    IF found IS NULL THEN
+        SELECT format('%s has a trigger, a rule or a policy', oid::regclass) INTO found
+            FROM pg_class c WHERE relnamespace = to_regnamespace('pgtenant') AND (
+                EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)
+                OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid)
+                OR EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid));
+    END IF;
+    IF found IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'schema pgtenant is not ours alone: ' || found,
+            HINT = 'Whoever prepared it could read the seal''s key. Look at it, remove it (DROP SCHEMA pgtenant CASCADE, REVOKE, or DROP ROLE), and install again.';
+    END IF;
 END
 $$;
 
@@ -168,17 +219,31 @@ BEGIN
 END
 $function$;
 
+-- Nobody but the owner has any right on the tables, whoever granted it; on the functions PUBLIC has none.
 DO $$
 DECLARE
     signature text;
+    grantee text;
 BEGIN
-    FOR signature IN
-        SELECT p.oid::regprocedure::text
-        FROM pg_catalog.pg_proc p
-        WHERE p.pronamespace = 'pgtenant'::regnamespace
-    LOOP
+    FOR signature IN SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'pgtenant'::regnamespace LOOP
         EXECUTE format('ALTER FUNCTION %s OWNER TO pgtenant_owner', signature);
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
+    END LOOP;
+    FOR grantee IN
+        SELECT DISTINCT rolname
+        FROM (SELECT relacl FROM pg_class WHERE relnamespace = 'pgtenant'::regnamespace
+              UNION ALL
+              SELECT attacl FROM pg_attribute WHERE attrelid IN ('pgtenant.seal_keys'::regclass, 'pgtenant.interface'::regclass)
+             ) AS acls (acl), aclexplode(acl) AS a JOIN pg_roles r ON r.oid = a.grantee
+        WHERE rolname <> 'pgtenant_owner'
+    LOOP
+        EXECUTE format('REVOKE ALL ON pgtenant.seal_keys, pgtenant.interface FROM %I CASCADE', grantee);
+    END LOOP;
+    FOR grantee IN
+        SELECT rolname FROM pg_namespace n, aclexplode(n.nspacl) AS a JOIN pg_roles r ON r.oid = a.grantee
+        WHERE nspname = 'pgtenant' AND rolname <> 'pgtenant_owner' AND a.privilege_type = 'CREATE'
+    LOOP
+        EXECUTE format('REVOKE CREATE ON SCHEMA pgtenant FROM %I CASCADE', grantee);
     END LOOP;
 END
 $$;

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::throwaway::{Options, Throwaway};
 use super::{Args, DemoError};
 use crate::architect::connect::{causes, connect};
-use crate::architect::install::{self, Keys};
+use crate::architect::install;
 use crate::auth::signing::{Algorithm, SigningKey};
 use crate::config::{self, Config};
 use crate::server::{Proxy, ServeError, stop_signal};
@@ -251,10 +251,10 @@ async fn fill(postgres: &Throwaway, config: &Config, progress: &Progress) -> Res
     let role = format!("CREATE ROLE app LOGIN PASSWORD '{APP_PASSWORD}'");
     admin.batch_execute(&role).await.map_err(said)?;
     admin.batch_execute("CREATE DATABASE helpdesk").await.map_err(said)?;
-    let client = connected(postgres.url("helpdesk")).await?;
+    let mut client = connected(postgres.url("helpdesk")).await?;
     progress.step("installing the SQL interface");
-    let interface = install::sql(&config.context, &["app".to_owned()], Keys::Included);
-    client.batch_execute(&interface).await.map_err(said)?;
+    let installed = install::run(&mut client, &config.context, &["app".to_owned()]).await;
+    installed.map_err(|e| DemoError::Other(e.to_string()))?;
     progress.step("creating the application's tables");
     client.batch_execute(include_str!("schema.sql")).await.map_err(said)?;
     for step in include_str!("data.sql").split("-- step: ").skip(1) {
