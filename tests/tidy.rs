@@ -161,7 +161,8 @@ fn white_space_is_clean() {
 /// Rows such as "| `serve` | the proxy |" or "| `pgtenant serve` | ..." against the variants of `enum Command`.
 #[test]
 fn readme_names_every_command() {
-    let (Ok(readme), Ok(cli)) = (read("README.md"), read("src/cli/mod.rs")) else { return };
+    let (readme, cli) =
+        (read("README.md").expect("README.md"), read("src/cli/mod.rs").expect("src/cli/mod.rs"));
     let (_, body) = cli.split_once("enum Command {").expect("src/cli/mod.rs has an enum Command");
     let variants = body.lines().take_while(|line| *line != "}").filter_map(|line| {
         let name = line.strip_prefix("    ")?;
@@ -170,9 +171,6 @@ fn readme_names_every_command() {
     });
     let commands: BTreeSet<String> = variants.collect();
     let rows: Vec<_> = numbered(&readme).filter_map(|(line, row)| Some((line, command_of(row)?))).collect();
-    if rows.is_empty() {
-        return;
-    }
     let mut findings: Vec<_> = commands
         .iter()
         .filter(|command| !rows.iter().any(|(_, row)| row == *command))

@@ -144,17 +144,20 @@ async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<Strin
     }
 }
 
-/// One row of text: superuser, BYPASSRLS, interface there, may use it, seconds between its clock and 1970.
+/// One row of text: superuser, BYPASSRLS, interface there, may use it, seconds between its clock and 1970, version,
+/// a table with policies that the role could switch off.
 const POSTURE: &str = "SELECT r.rolsuper, r.rolbypassrls, i.oid IS NOT NULL, \
      COALESCE(pg_catalog.has_schema_privilege(i.pronamespace, 'USAGE') AND pg_catalog.has_function_privilege(i.oid, 'EXECUTE'), false), \
      pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8, \
-     pg_catalog.current_setting('server_version_num') \
+     pg_catalog.current_setting('server_version_num'), \
+     COALESCE((SELECT c.oid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_class c WHERE c.relrowsecurity \
+     AND pg_catalog.pg_has_role(r.oid, c.relowner, 'MEMBER') ORDER BY 1 LIMIT 1), '') \
      FROM pg_catalog.pg_roles r LEFT JOIN (pg_catalog.pg_proc i JOIN pg_catalog.pg_namespace n \
      ON n.oid = i.pronamespace AND n.nspname = 'pgtenant' AND i.proname = 'organization_id' AND i.pronargs = 0) ON true \
      WHERE r.rolname = CURRENT_USER";
 
 fn judge(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
-    let [superuser, bypass, installed, usable, epoch, version] = answer else {
+    let [superuser, bypass, installed, usable, epoch, version, owned] = answer else {
         return vec!["PostgreSQL answered unexpectedly; is another pooler in between?".to_owned()];
     };
     let mut found = Vec::new();
@@ -170,6 +173,11 @@ fn judge(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
         found.push(format!(
             "the role bypasses row level security; run: ALTER ROLE \"{}\" NOBYPASSRLS",
             role.name
+        ));
+    }
+    if superuser != "t" && !owned.is_empty() {
+        found.push(format!(
+            "the role is, or can become, the owner of {owned} and may switch its policies off; run: ALTER TABLE {owned} OWNER TO another role"
         ));
     }
     if installed != "t" {

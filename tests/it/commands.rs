@@ -82,7 +82,10 @@ async fn check_connect_names_what_each_server_lacks() {
     let admin = database.admin().await;
     // Roles belong to the whole cluster, which other tests use too.
     let bypass = format!("bypass_{}", postgres::random_name());
-    let create = format!("CREATE ROLE {bypass} LOGIN BYPASSRLS PASSWORD '{}'", password_of(&bypass));
+    let create = format!(
+        "CREATE ROLE {bypass} LOGIN BYPASSRLS PASSWORD '{}'; ALTER TABLE items OWNER TO {bypass}",
+        password_of(&bypass)
+    );
     admin.batch_execute(&create).await.unwrap();
     let setup = Gate::with(&database).role(&bypass, &["jwt"], "required");
     let written = setup.secret("roles.plain", "server_password", "not-it").write();
@@ -90,7 +93,8 @@ async fn check_connect_names_what_each_server_lacks() {
     admin.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
     let text = run(&["check", "--connect"], Some(&written));
     let json = run(&["check", "--connect", "--format", "json"], Some(&written));
-    admin.batch_execute(&format!("DROP ROLE {bypass}")).await.unwrap();
+    let drop = format!("ALTER TABLE items OWNER TO postgres; DROP ROLE {bypass}");
+    admin.batch_execute(&drop).await.unwrap();
     assert_eq!([before.code, text.code, json.code], [1, 1, 1]);
     let app_is_ok = "databases.app as app: ok\n";
     assert!(before.out.contains(app_is_ok) && !text.out.contains(app_is_ok), "{before:?}{text:?}");
@@ -103,6 +107,7 @@ async fn check_connect_names_what_each_server_lacks() {
         ("app", "is not installed; run: pgtenant install"),
         (bypass.as_str(), bypasses.as_str()),
         (bypass.as_str(), "is not installed; run: pgtenant install"),
+        (bypass.as_str(), "the owner of items and may switch its policies off"),
         ("plain", "password authentication failed for user \"plain\""),
     ] {
         let key = format!("databases.app as {role}");
@@ -114,7 +119,7 @@ async fn check_connect_names_what_each_server_lacks() {
         };
         assert!(findings.iter().any(|finding| is_it(&finding)), "{key}: {words} is not in {findings:?}");
     }
-    assert_eq!(findings.len(), 4, "{findings:?}");
+    assert_eq!(findings.len(), 5, "{findings:?}");
     assert!(!text.out.contains("not-it") && !json.out.contains("not-it"), "a password is shown");
 }
 

@@ -7,7 +7,7 @@ mod tour;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 
 use super::{BAD_USAGE, DONE, Format, NO, fail, runtime};
 use stage::{ORGANIZATIONS, Stage};
@@ -85,6 +85,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
 fn print_table(steps: &[tour::Step]) {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
+    if let Some((_, columns)) = console::Term::stdout().size_checked() {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
+    }
     table.set_header(["", "who does what", "expected", "came out"]);
     for step in steps {
         let mark = if step.right { "ok" } else { "WRONG" };
