@@ -8,25 +8,12 @@ use tokio_postgres::Client;
 use crate::harness::client::connect;
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Database};
-use crate::harness::{org, project};
+use crate::harness::{Dice, org, project};
 
 /// Clients, transactions of all of them together, and organizations.
 const CLIENTS: u32 = 16;
 const TRANSACTIONS: usize = 2_000;
 const ORGANIZATIONS: u32 = 4;
-
-/// A small generator (SplitMix64), so that a failure can be repeated by its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-}
 
 /// One member of one organization, perhaps of one project of it.
 struct Member {

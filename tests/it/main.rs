@@ -14,5 +14,6 @@ mod protocol;
 mod seal;
 mod sign_in;
 
+mod strangers;
 mod tls;
 mod transactions;
