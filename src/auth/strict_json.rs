@@ -1,4 +1,5 @@
-//! JSON objects in which no name stands twice: two readers must never see two different tokens.
+//! JSON objects in which no name stands twice, and no NUL: two readers must never see two different tokens, and
+//! PostgreSQL's text and jsonb hold none.
 
 use std::fmt;
 
@@ -38,7 +39,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON with distinct names")
+        f.write_str("JSON with distinct names and no NUL")
     }
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
         Ok(Value::Bool(value))
@@ -52,7 +53,10 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not a finite number"))
     }
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        if value.contains('\0') {
+            return Err(E::custom("a NUL"));
+        }
         Ok(Value::String(value.to_owned()))
     }
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -69,8 +73,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some(name) = map.next_key::<String>()? {
             let value = map.next_value_seed(StrictVisitor)?;
-            if object.insert(name, value).is_some() {
-                return Err(A::Error::custom("a name stands twice"));
+            if name.contains('\0') || object.insert(name, value).is_some() {
+                return Err(A::Error::custom("a name stands twice, or holds a NUL"));
             }
         }
         Ok(Value::Object(object))
@@ -82,7 +86,7 @@ mod tests {
     use super::object;
 
     #[test]
-    fn a_name_that_stands_twice_is_refused_at_any_depth() {
+    fn a_name_that_stands_twice_or_a_nul_is_refused_at_any_depth() {
         assert!(object(br#"{"a":1,"b":{"a":[1,{"c":null}]}}"#).is_some());
         for bad in [
             r#"{"a":1,"a":2}"#,
@@ -90,6 +94,8 @@ mod tests {
             r#"[{"a":1}]"#,
             r#"{"a":1}x"#,
             r#"{"b":[{"c":1,"c":2}]}"#,
+            r#"{"a":"x\u0000"}"#,
+            r#"{"a\u0000":1}"#,
         ] {
             assert!(object(bad.as_bytes()).is_none(), "{bad}");
         }

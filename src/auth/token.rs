@@ -139,7 +139,7 @@ pub fn verify(token: &str, keys: &Keys, now: SystemTime) -> Result<VerifiedClaim
 /// A part of the token as a JSON object without duplicate names (RFC 7515 section 4).
 fn object(part: &str) -> Result<Map<String, Value>, TokenError> {
     strict_json::object(&base64url(part)?)
-        .ok_or(TokenError::Malformed("not a JSON object with distinct names"))
+        .ok_or(TokenError::Malformed("not a JSON object with distinct names and no NUL"))
 }
 
 /// RFC 7515 section 2: without padding, line breaks or white space.

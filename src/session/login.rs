@@ -113,8 +113,8 @@ impl Login {
     async fn sign_in(&mut self) -> Result<SignedIn, Refusal> {
         self.negotiate_protocol();
         let (role, pool) = self.destination()?;
-        let settings = settings::from_startup(&self.message.parameters)?;
-        let context = self.authenticate(&role).await?;
+        let (settings, wanted) = settings::from_startup(&self.message.parameters)?;
+        let context = self.authenticate(&role, &wanted).await?;
         if context.is_none() && role.tenancy == Tenancy::Required {
             return Err(
                 Report::new(Sqlstate::INVALID_AUTHORIZATION, "this role needs a tenant context").into()
@@ -166,7 +166,7 @@ impl Login {
     }
 
     /// Who is it? A token gives a context; a password gives none.
-    async fn authenticate(&mut self, role: &Role) -> Result<Option<TenantContext>, Refusal> {
+    async fn authenticate(&mut self, role: &Role, wanted: &Wanted) -> Result<Option<TenantContext>, Refusal> {
         if role.sign_in_scram.is_some() && !role.sign_in_jwt {
             self.scram(role).await?;
             return Ok(None);
@@ -186,7 +186,7 @@ impl Login {
         // A role with both: a token has two dots and begins with the base64url of `{"`.
         let is_token = secret.starts_with(b"eyJ") || role.sign_in_scram.is_none();
         if is_token {
-            return self.token(role, secret);
+            return self.token(role, wanted, secret);
         }
         match self.gate.settings.verifiers.get(&role.name) {
             Some(verifier) if verifier.matches(secret) => Ok(None),
@@ -194,7 +194,7 @@ impl Login {
         }
     }
 
-    fn token(&self, role: &Role, secret: &[u8]) -> Result<Option<TenantContext>, Refusal> {
+    fn token(&self, role: &Role, wanted: &Wanted, secret: &[u8]) -> Result<Option<TenantContext>, Refusal> {
         let refused = |message: String, detail: String| {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
                 .hint("Send a current JSON Web Token as the password.");
@@ -207,11 +207,7 @@ impl Login {
         if role.tenancy == Tenancy::None {
             return Ok(None);
         }
-        let wanted = Wanted {
-            organization: self.message.parameters.get("pgtenant.organization").cloned(),
-            project: self.message.parameters.get("pgtenant.project").cloned(),
-        };
-        let context = self.gate.settings.mapping.resolve(&verified, &wanted);
+        let context = self.gate.settings.mapping.resolve(&verified, wanted);
         context.map(Some).map_err(|e| refused("token refused: no organization".to_owned(), e.to_string()))
     }
 

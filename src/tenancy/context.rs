@@ -91,6 +91,22 @@ pub fn unix_seconds(now: SystemTime) -> u64 {
     now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 
+/// The same JSON in ASCII, which is the same in whatever encoding a client or a database has.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            // Only strings hold such characters.
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text
+}
+
 /// Which of several organizations or projects a client asks for at start-up; never one outside its token's claim.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
@@ -178,6 +194,7 @@ impl Mapping {
         let roles = roles(find(claims, &paths.roles))
             .ok_or_else(|| MappingError::Roles { claim: paths.roles.clone() })?;
         let payload = serde_json::json!({ "subject": subject, "roles": roles, "claims": claims }).to_string();
+        let payload = ascii(&payload);
         let mut payload_digest = [0; 32];
         payload_digest.copy_from_slice(digest(&SHA256, payload.as_bytes()).as_ref());
         let expires_at = verified.expires_at().saturating_add(self.leeway.as_secs());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::context::Wanted;
 use crate::wire::report::{Report, Sqlstate};
 
 /// Settings of one client: what it gave at start-up and what PostgreSQL reported that it changed since.
@@ -11,25 +12,25 @@ pub type Settings = BTreeMap<String, String>;
 const MAX_SETTINGS: usize = 64;
 const MAX_VALUE: usize = 4096;
 
-/// Reads start-up parameters, `options` included, into settings.
+/// Reads start-up parameters into settings, and into what is wanted of the token's claims. As on PostgreSQL, a
+/// parameter of its own prevails over the same one in `options`.
 ///
 /// # Errors
 /// A setting that a client may not give (42501), or options in a form that PostgreSQL would not take either.
-pub fn from_startup(parameters: &BTreeMap<String, String>) -> Result<Settings, Report> {
-    let mut settings = Settings::new();
-    for (name, value) in parameters {
-        match name.as_str() {
-            "options" => {
-                for (name, value) in options(value)? {
-                    insert(&mut settings, name, value)?;
-                }
-            }
-            "replication" => {} // refused earlier, unless it says no
-            "pgtenant.organization" | "pgtenant.project" => {} // chosen from the token's claims
-            _ => insert(&mut settings, name.clone(), value.clone())?,
+pub fn from_startup(parameters: &BTreeMap<String, String>) -> Result<(Settings, Wanted), Report> {
+    let (mut settings, mut wanted) = (Settings::new(), Wanted::default());
+    let in_options = options(parameters.get("options").map_or("", String::as_str))?;
+    // `replication` is refused earlier, unless it says no.
+    let own = parameters.iter().filter(|(name, _)| !matches!(name.as_str(), "options" | "replication"));
+    let own = own.map(|(name, value)| (name.clone(), value.clone()));
+    for (name, value) in in_options.into_iter().chain(own) {
+        match name.to_ascii_lowercase().as_str() {
+            "pgtenant.organization" => wanted.organization = Some(value),
+            "pgtenant.project" => wanted.project = Some(value),
+            _ => insert(&mut settings, name, value)?,
         }
     }
-    Ok(settings)
+    Ok((settings, wanted))
 }
 
 fn insert(settings: &mut Settings, name: String, value: String) -> Result<(), Report> {
@@ -102,6 +103,10 @@ mod tests {
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Settings, Report> {
+        startup(pairs).map(|(settings, _)| settings)
+    }
+
+    fn startup(pairs: &[(&str, &str)]) -> Result<(Settings, Wanted), Report> {
         from_startup(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
     }
 
@@ -111,6 +116,19 @@ mod tests {
         assert_eq!(settings.get("search_path").unwrap(), "a b");
         assert_eq!(settings.get("work_mem").unwrap(), "8MB");
         assert_eq!(settings.get("TimeZone").unwrap(), "UTC");
+    }
+
+    #[test]
+    fn a_parameter_of_its_own_prevails_over_options() {
+        let pairs = [
+            ("options", "-c pgtenant.organization=1 -c PgTenant.Project=2 -c work_mem=1MB"),
+            ("work_mem", "2MB"),
+        ];
+        let (settings, wanted) = startup(&pairs).unwrap();
+        assert_eq!(settings.get("work_mem").unwrap(), "2MB");
+        assert_eq!((wanted.organization.as_deref(), wanted.project.as_deref()), (Some("1"), Some("2")));
+        let pairs = [&pairs[..], &[("pgtenant.organization", "3")]].concat();
+        assert_eq!(startup(&pairs).unwrap().1.organization.as_deref(), Some("3"));
     }
 
     #[test]

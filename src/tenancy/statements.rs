@@ -40,9 +40,13 @@ pub fn clean(seed: f64, nonce: &str, out: &mut BytesMut) {
     speak::sync(out);
 }
 
-/// Binds a clean server: the client's settings first, then the seal, committed together in a step of their own.
+/// Binds a clean server: the seal first, while nothing of the client's is there that could disturb it, then the
+/// client's settings, committed together in a step of their own.
 /// Writes nothing (and says so) when there is nothing to bind.
 pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
+    if let Some((sealed, payload)) = sealed {
+        speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
+    }
     if !settings.is_empty() {
         let mut sql = String::from("SELECT ");
         let mut parameters: Vec<&[u8]> = Vec::with_capacity(2 * settings.len());
@@ -59,9 +63,6 @@ pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &m
         }
         speak::parse("", &sql, out);
         speak::bind_and_execute("", &parameters, out);
-    }
-    if let Some((sealed, payload)) = sealed {
-        speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
     }
     let something = sealed.is_some() || !settings.is_empty();
     if something {

@@ -151,7 +151,7 @@ async fn what_is_not_served_is_refused_by_its_code() {
 async fn startup_settings_are_honoured_and_reported() {
     let database = postgres::shared().database().await;
     let gate = Gate::with(&database).pool_size(1).run().await;
-    let token = gate.token(org(1)).sign();
+    let token = gate.token(org(1)).claim("name", "Jos\u{e9} \u{1f980}").sign();
     let latin = [("application_name", "billing"), ("client_encoding", "LATIN1"), ("TimeZone", "Asia/Tokyo")];
     let (mut latin, reported) = sign_in(&gate, &latin, &token).await;
     let (mut other, _) = sign_in(&gate, &[], &token).await;
@@ -168,6 +168,8 @@ async fn startup_settings_are_honoured_and_reported() {
         let answer = latin.answer().await;
         assert_eq!(answer.error, None);
         assert_eq!(answer.rows, [[Some("233 1".to_owned())]]);
+        assert_eq!(first(&mut latin, "SELECT left(pgtenant.claim('name'), 4) = U&'Jos\\00e9'").await, "t");
+        assert_eq!(first(&mut other, "SELECT pgtenant.claim('name')").await, "Jos\u{e9} \u{1f980}");
         assert_eq!(first(&mut other, "SHOW client_encoding").await, "UTF8");
         assert_ne!(first(&mut other, "SHOW application_name").await, "billing");
     }
@@ -205,6 +207,9 @@ async fn of_several_organizations_the_client_chooses_one() {
         let (mut client, _) = sign_in(&gate, &[("pgtenant.organization", &org(n))], &token).await;
         assert_eq!(first(&mut client, OF_WHOM).await, format!("{ROWS_PER_ORGANIZATION} of org-{n}"));
     }
+    let options = format!("-c pgtenant.organization={}", org(2));
+    let (mut client, _) = sign_in(&gate, &[("options", &options)], &token).await;
+    assert_eq!(first(&mut client, OF_WHOM).await, format!("{ROWS_PER_ORGANIZATION} of org-2"));
     for outside in [&org(3), "x", ""] {
         let (code, message) = refusal(&gate, "app", &[("pgtenant.organization", outside)], &token).await;
         assert_eq!((code.as_str(), message.as_str()), ("28000", "token refused: no organization"));

@@ -105,6 +105,18 @@ async fn a_procedure_that_commits_runs_under_the_context_throughout() {
     assert_eq!(own.unwrap(), "3");
 }
 
+/// Longer than a seal lives: within one statement nobody could bind anew.
+#[tokio::test]
+async fn a_procedure_that_commits_may_take_longer_than_a_seal() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).set("context", "seal_lifetime", "\"10s\"").run().await;
+    let client = member(&gate, 1).await;
+    let slow = "DO $$ BEGIN FOR i IN 1..4 LOOP PERFORM count(*) FROM items; COMMIT; PERFORM pg_sleep(3.5); END LOOP; \
+                PERFORM count(*) FROM items; END $$";
+    client.batch_execute(slow).await.unwrap();
+    assert_eq!(value(&client, "SELECT DISTINCT body FROM items").await.unwrap().as_deref(), Some("org-1"));
+}
+
 #[tokio::test]
 async fn what_refuses_a_transaction_block_runs_for_a_role_that_may() {
     let database = postgres::shared().database().await;

@@ -6,13 +6,13 @@
         FROM pgtenant.seal_keys k WHERE k.kid = split_part(seal, E'\n', 3);
     -- The MAC first: nothing of the text is cast or believed before it. Compared under a keyed hash, so that the
     -- time a comparison takes tells nothing about the expected MAC. now() is the transaction's start: a transaction
-    -- that began in time may end in its own time.
+    -- that began in time may end in its own time, and so may a procedure that commits on its way.
     IF inner_pad IS NULL
         OR sha256(outer_pad || convert_to(left(seal, 64), 'UTF8')) IS DISTINCT FROM sha256(outer_pad || convert_to(
             encode(sha256(outer_pad || sha256(inner_pad || convert_to(substr(seal, 66), 'UTF8'))), 'hex'), 'UTF8'))
         OR split_part(seal, E'\n', 2) <> 'v1'
         OR split_part(seal, E'\n', 4) <> pg_backend_pid()::text
-        OR split_part(seal, E'\n', 5)::float8 <= date_part('epoch', now())
+        OR split_part(seal, E'\n', 5)::float8 <= date_part('epoch', least(now(), statement_timestamp()))
     THEN
         RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'tenant context refused',
             HINT = 'Only pgtenant can set the tenant context; connect through it.';

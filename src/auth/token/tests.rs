@@ -31,7 +31,7 @@ const WHICH_KEY: TokenError = TokenError::Signature("it does not say which of th
 const BRINGS_A_KEY: TokenError = TokenError::Malformed("its header brings a key");
 const EXTENSION: TokenError = TokenError::Malformed("its header demands an extension");
 const NOT_BASE64: TokenError = TokenError::Malformed("not base64url");
-const NOT_JSON: TokenError = TokenError::Malformed("not a JSON object with distinct names");
+const NOT_JSON: TokenError = TokenError::Malformed("not a JSON object with distinct names and no NUL");
 const NOT_THREE: TokenError = TokenError::Malformed("not three parts");
 const WRONG_TYPE: TokenError = TokenError::Malformed("a field of its header or claims has a wrong type");
 const NO_TIME: TokenError = TokenError::Malformed("a time is no number");
@@ -234,9 +234,10 @@ fn keys_of_others_are_refused() {
     refused(&good(&world.stranger), NO_KEY_MADE_IT);
     refused(&with_header(&world.rsa, "kid", json!("rsa-other")), NO_KEY_MADE_IT);
     refused(&with_header(&world.rsa, "kid", json!("ec")), NO_SUCH_KID);
-    for kid in ["", "../../dev/null", "rsa\0", "RSA", "' OR 1=1 --", "https://evil.example/key"] {
+    for kid in ["", "../../dev/null", "rsa ", "RSA", "' OR 1=1 --", "https://evil.example/key"] {
         refused(&with_header(&world.rsa, "kid", json!(kid)), NO_SUCH_KID);
     }
+    refused(&with_header(&world.rsa, "kid", json!("rsa\0")), NOT_JSON);
     refused(&with_header(&world.rsa, "kid", json!(["rsa"])), TokenError::Malformed("kid is no text"));
     refused(&signed(&world.rsa, r#"{"alg":"RS256"}"#, &good_claims(&world.rsa).to_string()), WHICH_KEY);
     // A good key of one issuer under the name of another.
@@ -407,7 +408,8 @@ fn the_subject_is_plain_text() {
         refused(&with_claim(key, "sub", Some(strange)), TokenError::Malformed("sub is no text"));
     }
     refused(&with_claim(key, "sub", Some(json!(["ann"]))), WRONG_TYPE);
-    for control in ["a\0b", "a\nb", "a\u{7f}", "a\u{9b}b"] {
+    refused(&with_claim(key, "sub", Some(json!("a\0b"))), NOT_JSON);
+    for control in ["a\nb", "a\u{7f}", "a\u{9b}b"] {
         refused(
             &with_claim(key, "sub", Some(json!(control))),
             TokenError::Malformed("sub has control characters"),
