@@ -57,7 +57,8 @@ pub fn shown(context: &Context, roles: &[String]) -> String {
     sql
 }
 
-const INSERT_KEY: &str = "INSERT INTO pgtenant.seal_keys (kid, inner_pad, outer_pad) VALUES ($1, $2, $3) ON CONFLICT (kid) DO NOTHING";
+const INSERT_KEY: &str = "INSERT INTO pgtenant.seal_keys (kid, inner_pad, outer_pad) VALUES ($1, $2, $3) \
+     ON CONFLICT (kid) DO UPDATE SET inner_pad = excluded.inner_pad, outer_pad = excluded.outer_pad";
 
 /// Keys that are no longer configured go, and their seals with them.
 const DELETE_KEYS: &str = "DELETE FROM pgtenant.seal_keys WHERE kid <> ALL ($1)";

@@ -1,13 +1,14 @@
 //! `pgtenant check`: all mistakes of a configuration at once, and with `--connect` what the servers lack.
 
+mod posture;
+
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::{BAD_USAGE, ConfigFile, DONE, Format, NO, fail, runtime};
-use crate::architect::install::INTERFACE_VERSION;
 use crate::auth::token::Keys;
-use crate::config::{self, Config, Database, Role, Tenancy};
+use crate::config::{self, Config, Database, Role};
 use crate::net::dial::Dialer;
 use crate::net::tls;
 use crate::pool::server::{CleanServer, Place, Shard};
@@ -91,6 +92,14 @@ fn offline(config: &Config) -> Vec<Finding> {
     {
         findings.push(finding("listen.tls", error));
     }
+    let open = config.listen.tcp.iter().find(|address| !address.ip().is_loopback());
+    if let (Some(address), None, true) =
+        (open, &config.listen.tls, config.roles.values().any(|role| role.sign_in_jwt))
+    {
+        let message =
+            format!("tokens are refused on {address} without [listen.tls]: they would travel in clear");
+        findings.push(finding("listen.tcp", message));
+    }
     for database in config.databases.values() {
         if let Err(error) = tls::connector(&database.server) {
             findings.push(finding(&format!("servers.{}", database.server.name), error));
@@ -138,66 +147,8 @@ async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<Strin
         Ok(server) => server,
         Err(error) => return vec![error.to_string()],
     };
-    match server.ask(POSTURE).await {
-        Ok(answer) => judge(config, role, &answer),
+    match server.ask(posture::QUESTION).await {
+        Ok(answer) => posture::judge(config, role, &answer),
         Err(error) => vec![error.to_string()],
     }
-}
-
-/// One row of text: superuser, BYPASSRLS, interface there, may use it, seconds between its clock and 1970, version,
-/// a table with policies that the role could switch off.
-const POSTURE: &str = "SELECT r.rolsuper, r.rolbypassrls, i.oid IS NOT NULL, \
-     COALESCE(pg_catalog.has_schema_privilege(i.pronamespace, 'USAGE') AND pg_catalog.has_function_privilege(i.oid, 'EXECUTE'), false), \
-     pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::pg_catalog.int8, \
-     pg_catalog.current_setting('server_version_num'), \
-     COALESCE((SELECT c.oid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_class c WHERE c.relrowsecurity \
-     AND pg_catalog.pg_has_role(r.oid, c.relowner, 'MEMBER') ORDER BY 1 LIMIT 1), '') \
-     FROM pg_catalog.pg_roles r LEFT JOIN (pg_catalog.pg_proc i JOIN pg_catalog.pg_namespace n \
-     ON n.oid = i.pronamespace AND n.nspname = 'pgtenant' AND i.proname = 'organization_id' AND i.pronargs = 0) ON true \
-     WHERE r.rolname = CURRENT_USER";
-
-fn judge(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
-    let [superuser, bypass, installed, usable, epoch, version, owned] = answer else {
-        return vec!["PostgreSQL answered unexpectedly; is another pooler in between?".to_owned()];
-    };
-    let mut found = Vec::new();
-    if version.parse().unwrap_or(0) < 140_000 {
-        found.push("PostgreSQL is older than 14; upgrade it".to_owned());
-    }
-    if role.tenancy == Tenancy::None {
-        return found;
-    }
-    if superuser == "t" {
-        found.push("the role is a superuser, whom no policy binds; use one that is not".to_owned());
-    } else if bypass == "t" {
-        found.push(format!(
-            "the role bypasses row level security; run: ALTER ROLE \"{}\" NOBYPASSRLS",
-            role.name
-        ));
-    }
-    if superuser != "t" && !owned.is_empty() {
-        found.push(format!(
-            "the role is, or can become, the owner of {owned} and may switch its policies off; run: ALTER TABLE {owned} OWNER TO another role"
-        ));
-    }
-    if installed != "t" {
-        found.push(format!(
-            "the SQL interface (version {INTERFACE_VERSION}) is not installed; run: pgtenant install --config ... --database ... --role {}",
-            role.name
-        ));
-    } else if usable != "t" {
-        found.push(format!(
-            "the role may not use the SQL interface; run: pgtenant install ... --role {}",
-            role.name
-        ));
-    }
-    let here = crate::tenancy::context::unix_seconds(std::time::SystemTime::now());
-    let skew = here.abs_diff(epoch.parse().unwrap_or(here));
-    if skew > config.context.seal_lifetime.as_secs() / 4 {
-        found.push(format!(
-            "its clock differs by {skew} s; seals live {:?}: synchronize the clocks",
-            config.context.seal_lifetime
-        ));
-    }
-    found
 }

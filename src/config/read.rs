@@ -174,7 +174,17 @@ fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
     });
     let port = or(section.get("port").map(|i| i.number(1, 65_535)), 5432);
     let tls = or(section.get("tls").map(|i| i.choice(&modes)), SslMode::Prefer);
-    let ca = section.get("ca").and_then(|item| item.file());
+    let ca = section.get("ca");
+    match (tls, &ca) {
+        (SslMode::Disable | SslMode::Prefer, Some(item)) => {
+            item.note("is of no use with this tls; set tls to verify-full (or verify-ca, or require)");
+        }
+        (SslMode::VerifyCa, None) => {
+            section.note_at("ca", "is missing: verify-ca trusts the roots in it alone")
+        }
+        _ => {}
+    }
+    let ca = ca.and_then(|item| item.file());
     Some(Arc::new(Server { name, host: host?, port: port as u16, tls, ca }))
 }
 
@@ -411,7 +421,16 @@ fn context(section: &Section<'_, '_>, is_needed: bool) -> Context {
             "is missing: a role is tenant-scoped; make a key with: openssl rand -base64 32",
         );
     }
-    let seal_keys = items.into_iter().filter_map(seal_key).collect();
+    let mut seal_keys: Vec<Secret> = Vec::new();
+    for item in items {
+        let twice = item.pin();
+        match seal_key(item) {
+            Some(key) if seal_keys.iter().any(|other| other.expose() == key.expose()) => {
+                twice.note("stands twice; a key is replaced by another one");
+            }
+            key => seal_keys.extend(key),
+        }
+    }
     Context {
         id_type: or(section.get("id_type").map(|i| i.choice(&id_types)), IdType::Uuid),
         seal_keys,

@@ -8,6 +8,7 @@ const SEAL_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 fn env(name: &str) -> Option<String> {
     match name {
         "PGTENANT_SEAL_KEY" => Some(format!("{SEAL_KEY}\n")),
+        "OTHER_SEAL_KEY" => Some(SEAL_KEY.replace("AAEC", "BBEC")),
         "NO_SECRET" => None,
         "EMPTY" => Some("\n".to_owned()),
         "SHORT" => Some("short".to_owned()),
@@ -251,8 +252,21 @@ fn a_secret_loses_one_newline_and_says_where_it_is_missing() {
 #[test]
 fn seal_keys_rotate_as_an_array() {
     let key = "{ env = \"PGTENANT_SEAL_KEY\" }";
-    let config = read_text(&SMALL.replace(key, &format!("[{key}, {key}]"))).unwrap();
+    let other = "{ env = \"OTHER_SEAL_KEY\" }";
+    let config = read_text(&SMALL.replace(key, &format!("[{other}, {key}]"))).unwrap();
     assert_eq!(config.context.seal_keys.len(), 2);
+    only(&SMALL.replace(key, &format!("[{key}, {key}]")), "context.seal_key", Some(15), "stands twice");
+}
+
+#[test]
+fn roots_that_nobody_would_look_at_are_a_mistake() {
+    let with = |tls: &str| SMALL.replace("host = \"127.0.0.1\"", &format!("host = \"127.0.0.1\"\n{tls}"));
+    for unused in ["ca = \"x\"", "tls = \"prefer\"\nca = \"x\"", "tls = \"disable\"\nca = \"x\""] {
+        let said = refused(&with(unused));
+        assert!(said.contains("servers.main.ca") && said.contains("of no use with this tls"), "{said}");
+    }
+    only(&with("tls = \"verify-ca\""), "servers.main.ca", Some(2), "is missing: verify-ca");
+    assert!(read_text(&with("tls = \"verify-full\"")).is_ok(), "the system's roots");
 }
 
 #[test]

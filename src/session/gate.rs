@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::cancel::Cancels;
@@ -40,12 +40,17 @@ pub struct GateSettings {
     pub pools: HashMap<(String, String), Arc<Pool>>,
 }
 
+/// Hashing a password takes milliseconds of a core: strangers who send many must not get all of them.
+const MAX_HASHING: usize = 2;
+
 /// Shared by all sessions.
 pub struct Gate {
     /// What it was made of.
     pub settings: GateSettings,
     /// Who may cancel what.
     pub cancels: Cancels,
+    /// Passwords in clear that are hashed at the same time.
+    pub hashing: Semaphore,
     draining: AtomicBool,
     drain: Notify,
     clients: AtomicUsize,
@@ -57,6 +62,7 @@ impl Gate {
         Arc::new(Self {
             settings,
             cancels: Cancels::default(),
+            hashing: Semaphore::new(MAX_HASHING),
             draining: AtomicBool::new(false),
             drain: Notify::new(),
             clients: AtomicUsize::new(0),

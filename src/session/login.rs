@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use zeroize::Zeroizing;
 
 use super::cancel::Cancels;
 use super::farewell;
@@ -102,7 +103,7 @@ impl Login {
                 let Told { report, result, detail } = *told;
                 sign_in(result);
                 let (user, database) = (&self.message.user, &self.message.database);
-                tracing::info!(peer = %self.peer, user, database, reason = %report.message, detail, "a sign-in was refused");
+                tracing::info!(peer = %self.peer, user, database, reason = report.message.as_str(), detail, "a sign-in was refused");
                 farewell::fatal(self.stream, self.out, &report).await;
                 None
             }
@@ -184,14 +185,22 @@ impl Login {
             _ => return Err(Violation::Malformed(tag::PASSWORD).into()),
         };
         // A role with both: a token has two dots and begins with the base64url of `{"`.
-        let is_token = secret.starts_with(b"eyJ") || role.sign_in_scram.is_none();
-        if is_token {
+        let is_token = secret.starts_with(b"eyJ") && secret.iter().filter(|byte| **byte == b'.').count() == 2;
+        if is_token || role.sign_in_scram.is_none() {
             return self.token(role, wanted, secret);
         }
-        match self.gate.settings.verifiers.get(&role.name) {
-            Some(verifier) if verifier.matches(secret) => Ok(None),
-            _ => Err(wrong_password(&role.name, "")),
-        }
+        let secret = Zeroizing::new(secret.to_vec());
+        if self.password_matches(role, secret).await { Ok(None) } else { Err(wrong_password(&role.name, "")) }
+    }
+
+    /// Away from the thread that serves clients: this takes a while, on purpose.
+    async fn password_matches(&self, role: &Role, password: Zeroizing<Vec<u8>>) -> bool {
+        let Ok(_turn) = self.gate.hashing.acquire().await else { return false };
+        let (gate, name) = (self.gate.clone(), role.name.clone());
+        let hashed = tokio::task::spawn_blocking(move || {
+            gate.settings.verifiers.get(&name).is_some_and(|verifier| verifier.matches(&password))
+        });
+        hashed.await.unwrap_or(false)
     }
 
     fn token(&self, role: &Role, wanted: &Wanted, secret: &[u8]) -> Result<Option<TenantContext>, Refusal> {

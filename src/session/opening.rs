@@ -125,7 +125,7 @@ impl Opening {
     }
 
     async fn refuse<T>(self, report: &Report) -> Option<T> {
-        tracing::info!(peer = %self.peer, reason = %report.message, "a connection was refused");
+        tracing::info!(peer = %self.peer, reason = report.message.as_str(), "a connection was refused");
         farewell::fatal(self.stream, BytesMut::new(), report).await;
         None
     }

@@ -83,7 +83,9 @@ async fn check_connect_names_what_each_server_lacks() {
     // Roles belong to the whole cluster, which other tests use too.
     let bypass = format!("bypass_{}", postgres::random_name());
     let create = format!(
-        "CREATE ROLE {bypass} LOGIN BYPASSRLS PASSWORD '{}'; ALTER TABLE items OWNER TO {bypass}",
+        "CREATE ROLE {bypass} LOGIN BYPASSRLS PASSWORD '{}'; ALTER TABLE items OWNER TO {bypass}; \
+         CREATE SCHEMA theirs AUTHORIZATION {bypass}; ALTER ROLE {bypass} SET search_path = theirs, public; \
+         ALTER ROLE {bypass} SET log_statement = 'all'",
         password_of(&bypass)
     );
     admin.batch_execute(&create).await.unwrap();
@@ -93,7 +95,7 @@ async fn check_connect_names_what_each_server_lacks() {
     admin.batch_execute("DROP SCHEMA pgtenant CASCADE").await.unwrap();
     let text = run(&["check", "--connect"], Some(&written));
     let json = run(&["check", "--connect", "--format", "json"], Some(&written));
-    let drop = format!("ALTER TABLE items OWNER TO postgres; DROP ROLE {bypass}");
+    let drop = format!("ALTER TABLE items OWNER TO postgres; DROP OWNED BY {bypass}; DROP ROLE {bypass}");
     admin.batch_execute(&drop).await.unwrap();
     assert_eq!([before.code, text.code, json.code], [1, 1, 1]);
     let app_is_ok = "databases.app as app: ok\n";
@@ -107,6 +109,9 @@ async fn check_connect_names_what_each_server_lacks() {
         ("app", "is not installed; run: pgtenant install"),
         (bypass.as_str(), bypasses.as_str()),
         (bypass.as_str(), "is not installed; run: pgtenant install"),
+        (bypass.as_str(), "may create objects in SCHEMA theirs"),
+        (bypass.as_str(), "settings of its own (log_statement, search_path)"),
+        (bypass.as_str(), "logs statements with their parameters"),
         (bypass.as_str(), "the owner of items and may switch its policies off"),
         ("plain", "password authentication failed for user \"plain\""),
     ] {
@@ -119,7 +124,7 @@ async fn check_connect_names_what_each_server_lacks() {
         };
         assert!(findings.iter().any(|finding| is_it(&finding)), "{key}: {words} is not in {findings:?}");
     }
-    assert_eq!(findings.len(), 5, "{findings:?}");
+    assert_eq!(findings.len(), 8, "{findings:?}");
     assert!(!text.out.contains("not-it") && !json.out.contains("not-it"), "a password is shown");
 }
 

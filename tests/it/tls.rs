@@ -293,3 +293,29 @@ async fn servers_are_reached_with_every_mode() {
         }
     }
 }
+
+/// The key goes to a server that shows who it is, where the URL asks for that.
+#[tokio::test]
+async fn install_verifies_the_server_that_it_gives_the_key() {
+    let (ours, others) = (Authority::new(), Authority::new());
+    let shared = secured(&ours, &["localhost"]).await;
+    let database = shared.database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let written = Gate::with(&database).write();
+    for (host, mode, authority, code) in [
+        ("localhost", "verify-full", &ours, 0),
+        ("127.0.0.1", "verify-ca", &ours, 0),
+        ("127.0.0.1", "verify-full", &ours, 1),
+        ("localhost", "verify-full", &others, 1),
+        ("localhost", "require", &others, 1),
+        ("localhost", "prefer", &others, 0),
+    ] {
+        let root = folder.path().join("root.crt");
+        std::fs::write(&root, &authority.pem).unwrap();
+        let url = database.url.replace("127.0.0.1", host);
+        let url = format!("{url}?sslmode={mode}&sslrootcert={}", root.display());
+        let ran = crate::commands::run(&["install", "--database", &url, "--role", "app"], Some(&written));
+        assert_eq!(ran.code, code, "{mode} {host}: {ran:?}");
+        assert!(code == 0 || ran.err.contains("certificate"), "{mode} {host}: {ran:?}");
+    }
+}

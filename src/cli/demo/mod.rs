@@ -118,6 +118,6 @@ fn print_invitation(stage: &Stage) {
     println!("Try:  SELECT count(*) FROM tickets;");
     println!("      SELECT pgtenant.context();");
     println!("      INSERT INTO tags (name) VALUES ('mine') RETURNING organization_id;");
-    println!("      SET pgtenant.seal = 'forged'; SELECT count(*) FROM tickets;\n");
+    println!("      BEGIN; SET pgtenant.seal = 'forged'; SELECT count(*) FROM tickets;\n");
     println!("Metrics: http://127.0.0.1:{}/metrics   Stop with Ctrl-C; nothing is kept.", stage.http_port());
 }
