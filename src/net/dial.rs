@@ -19,8 +19,9 @@ use super::stream::{Socket, Stream};
 use super::tls;
 use crate::config::{Secret, Server, SslMode};
 use crate::wire::frame::{HEADER, peek, split_cstr};
-use crate::wire::report::{ServerReport, Violation};
+use crate::wire::report::ServerReport;
 use crate::wire::startup::CancelKey;
+use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
 /// From the first SYN to ReadyForQuery; PostgreSQL's own `authentication_timeout` is 60 s, libpq's users expect less.

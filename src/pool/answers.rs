@@ -9,7 +9,8 @@ use super::ledger::{Said, Skipped, Verdict};
 use super::server::BoundServer;
 use crate::net::buffer::BUFFER_SIZE;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
-use crate::wire::report::{ServerReport, Violation};
+use crate::wire::report::ServerReport;
+use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
 /// Messages up to this size are read whole when their content matters; longer ones pass unread.

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::statement::Statement;
-use crate::wire::report::Violation;
 use crate::wire::tag;
+use crate::wire::violation::Violation;
 
 /// A message whose answer is due.
 #[derive(Debug)]

@@ -25,8 +25,9 @@ use crate::pool::{Pool, Terms};
 use crate::tenancy::context::{TenantContext, Wanted};
 use crate::tenancy::settings::{self, Settings};
 use crate::wire::frame::{HEADER, peek, split_cstr};
-use crate::wire::report::{Report, Sqlstate, Violation};
+use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::StartupMessage;
+use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
 /// A SASL message is far shorter.

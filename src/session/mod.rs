@@ -1,6 +1,7 @@
 //! One client, first byte to last: opening, login, relay, farewell. Each phase is its own type.
 
 pub mod cancel;
+mod client;
 mod farewell;
 mod gate;
 mod login;

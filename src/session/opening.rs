@@ -15,8 +15,9 @@ use super::login::Login;
 use crate::net::buffer::Buffer;
 use crate::net::stream::{Socket, Stream};
 use crate::pool::server::Shard;
-use crate::wire::report::{Report, Sqlstate, Violation};
+use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::{self, StartupMessage};
+use crate::wire::violation::Violation;
 
 /// A connection of which nothing is known yet.
 pub struct Opening {

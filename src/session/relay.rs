@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use bytes::BytesMut;
 
 use super::cancel::Registered;
+use super::client::Client;
 use super::farewell;
 use super::gate::Gate;
 use super::prepared::ClientStatements;
@@ -40,20 +41,6 @@ pub(super) struct Parties {
     pub(super) pool: Arc<Pool>,
     pub(super) shard: Shard,
     pub(super) registered: Registered,
-}
-
-/// What a turn needs of its client.
-pub struct Client {
-    /// The connection.
-    pub stream: Stream,
-    /// What it sent and nobody has taken yet.
-    pub incoming: Buffer,
-    /// What it has not taken yet.
-    pub outgoing: BytesMut,
-    /// The scan of its messages.
-    pub requests: Requests,
-    /// Its prepared statements.
-    pub statements: ClientStatements,
 }
 
 /// Why an idle client's wait ended.

@@ -12,7 +12,8 @@ use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
 use crate::tenancy::statements::OWN_PREFIX;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
-use crate::wire::report::{Report, Sqlstate, Violation};
+use crate::wire::report::{Report, Sqlstate};
+use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
 /// Text and types of a named prepared statement at most: it is kept as long as any client holds it.

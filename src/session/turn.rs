@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::relay::Client;
+use super::client::Client;
 use crate::observe::metrics::QueryTimes;
 use crate::pool::Pool;
 use crate::pool::answers::{Broken, Heard};

@@ -1,6 +1,6 @@
 //! Five bytes that head every message: the only thing the relay reads of most traffic.
 
-use super::report::Violation;
+use super::violation::Violation;
 
 /// Bytes of a header: the type and a length that counts itself.
 pub const HEADER: usize = 5;

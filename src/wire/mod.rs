@@ -9,3 +9,4 @@ pub mod report;
 pub mod speak;
 pub mod startup;
 pub mod tag;
+pub mod violation;

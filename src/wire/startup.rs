@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::frame::split_cstr;
-use super::report::Violation;
+use super::violation::Violation;
 
 /// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`.
 pub const MAX_STARTUP: usize = 10_000;
