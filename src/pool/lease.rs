@@ -1,13 +1,13 @@
 //! The pool of one database and one role: leases, waiting, opening, cleaning, closing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::oneshot;
-
 use super::ledger::TransactionOver;
+use super::queue::{Queue, Turn, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Place, Resting, Shard, TermsDigest, UsedServer};
 use super::shelf::{self, Choice, Offer};
 use super::statement::Registry;
@@ -52,7 +52,7 @@ pub struct Pool {
 struct State {
     /// Least recently used first.
     idle: Vec<Idle>,
-    waiting: VecDeque<Waiter>,
+    waiting: Queue,
     /// Places taken: servers in any state, those being opened or cleaned included.
     open: usize,
     opening: usize,
@@ -64,10 +64,6 @@ struct State {
     clean_wanted: usize,
     /// No more servers are opened: the process ends.
     is_closing: bool,
-}
-
-struct Waiter {
-    hand: oneshot::Sender<Result<Idle, Report>>,
 }
 
 /// A pool's numbers at one moment.
@@ -101,7 +97,7 @@ impl Pool {
 
     /// Its numbers now.
     pub fn count(&self) -> PoolCount {
-        let state = self.lock();
+        let mut state = self.lock();
         let (open, idle, waiting) = (state.open, state.idle.len(), state.waiting.len());
         PoolCount { open, idle, waiting, size: self.settings.limits.size }
     }
@@ -122,17 +118,26 @@ impl Pool {
             return Ok(parameters);
         }
         let nothing = Terms::new(None, Arc::default());
-        let server = self.take(&nothing, shard).await?;
-        self.put_back(server);
+        match self.take(&nothing, shard, &mut pending()).await {
+            Ok(server) => self.put_back(server),
+            Err(Unserved::Refused(report)) => return Err(report),
+            Err(Unserved::Gone) => {}
+        }
         self.lock().parameters.clone().ok_or_else(|| Report::new(Sqlstate::INTERNAL, "no server parameters"))
     }
 
     /// Leases a server under `terms`: bound already, or with the binding queued ahead of whatever the client sends.
+    /// `gone` resolves when the client has left: then it is not waited for.
     ///
     /// # Errors
-    /// None came free within `wait_timeout` (53300), or PostgreSQL cannot be reached or refuses the role.
-    pub async fn lease(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<BoundServer, Report> {
-        let mut server = self.take(terms, shard).await?;
+    /// None came free within `wait_timeout` (53300), PostgreSQL cannot be reached or refuses the role, or the client left.
+    pub async fn lease(
+        self: &Arc<Self>,
+        terms: &Terms,
+        shard: Shard,
+        gone: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<BoundServer, Unserved> {
+        let mut server = self.take(terms, shard, gone).await?;
         let metrics = &self.settings.metrics;
         let mut was_cleaned = false;
         loop {
@@ -144,7 +149,7 @@ impl Pool {
                 Idle::Clean(clean, _) => {
                     let kind = if was_cleaned { &metrics.switched } else { &metrics.bound };
                     kind.increment(1);
-                    return self.bind(clean, terms);
+                    return Ok(self.bind(clean, terms)?);
                 }
                 Idle::Used(used) => match used.clean().await {
                     Ok(clean) => {
@@ -154,7 +159,7 @@ impl Pool {
                     Err(unclean) => {
                         // Its place is free again; another server takes its part.
                         tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be cleaned and was closed");
-                        server = self.take(terms, shard).await?;
+                        server = self.take(terms, shard, gone).await?;
                     }
                 },
             }
@@ -179,11 +184,16 @@ impl Pool {
     }
 
     /// Takes a server from the shelf, or waits for one.
-    async fn take(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<Idle, Report> {
+    async fn take(
+        self: &Arc<Self>,
+        terms: &Terms,
+        shard: Shard,
+        gone: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<Idle, Unserved> {
         loop {
             let mut server = match self.choose(terms, shard) {
                 Ok(server) => server,
-                Err(turn) => self.wait(turn).await?,
+                Err(turn) => self.wait(turn, gone).await?,
             };
             // The reactor has noticed if the server closed or spoke while nobody held it; no system call is made here.
             let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
@@ -193,11 +203,7 @@ impl Pool {
         }
     }
 
-    fn choose(
-        self: &Arc<Self>,
-        terms: &Terms,
-        shard: Shard,
-    ) -> Result<Idle, oneshot::Receiver<Result<Idle, Report>>> {
+    fn choose(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<Idle, Turn> {
         let now = SystemTime::now();
         let mut state = self.lock();
         let has_room = state.open < self.settings.limits.size && state.opening < MAX_OPENING;
@@ -214,12 +220,10 @@ impl Pool {
                 Ok(server)
             }
             choice @ (Choice::Open | Choice::Wait) => {
+                let turn = state.waiting.join();
                 if state.is_closing {
-                    return Err(oneshot::channel().1); // its sender is gone: "shutting down"
-                }
-                let (hand, turn) = oneshot::channel();
-                state.waiting.push_back(Waiter { hand });
-                if choice == Choice::Open {
+                    state.waiting.dismiss();
+                } else if choice == Choice::Open {
                     self.open(&mut state, shard);
                 }
                 Err(turn)
@@ -227,12 +231,28 @@ impl Pool {
         }
     }
 
-    async fn wait(&self, turn: oneshot::Receiver<Result<Idle, Report>>) -> Result<Idle, Report> {
-        match tokio::time::timeout(self.settings.limits.wait_timeout, turn).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
-            Err(_) => Err(self.waited_too_long()),
+    async fn wait(
+        self: &Arc<Self>,
+        mut turn: Turn,
+        gone: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<Idle, Unserved> {
+        let unserved = tokio::select! {
+            biased;
+            waited = tokio::time::timeout(self.settings.limits.wait_timeout, &mut turn) => match waited {
+                Ok(Ok(outcome)) => return Ok(outcome?),
+                Ok(Err(_)) => {
+                    return Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down").into());
+                }
+                Err(_) => self.waited_too_long().into(),
+            },
+            () = gone => Unserved::Gone,
+        };
+        turn.close();
+        // A server may have been handed over at this very moment.
+        if let Ok(Ok(server)) = turn.try_recv() {
+            self.put_back(server);
         }
+        Err(unserved)
     }
 
     fn waited_too_long(&self) -> Report {
@@ -264,16 +284,9 @@ impl Pool {
         }
     }
 
-    fn put_back(self: &Arc<Self>, mut server: Idle) {
+    fn put_back(self: &Arc<Self>, server: Idle) {
         let mut state = self.lock();
-        while let Some(waiter) = next_waiter(&mut state.waiting) {
-            match waiter.hand.send(Ok(server)) {
-                Ok(()) => return,
-                // Who waited gave up; the server goes to the next.
-                Err(Ok(unclaimed)) => server = unclaimed,
-                Err(Err(_)) => return,
-            }
-        }
+        let Some(mut server) = state.waiting.hand(server) else { return };
         if let Idle::Used(used) = server {
             if used.is_dirty() {
                 drop(state);
@@ -359,12 +372,8 @@ impl Pool {
         let mut state = self.lock();
         state.trouble = Some(error.clone());
         if !error.is_passing() {
-            for waiter in state.waiting.drain(..) {
-                // Whoever gave up meanwhile is not to be told.
-                let _ = waiter.hand.send(Err(refused(error)));
-            }
+            state.waiting.refuse_all(|| refused(error));
         }
-        state.waiting.retain(|waiter| !waiter.hand.is_closed());
         if state.waiting.is_empty() {
             state.opening -= 1;
             return false;
@@ -386,7 +395,7 @@ impl Pool {
     fn vacated(self: &Arc<Self>, shard: Shard) {
         let mut state = self.lock();
         state.open -= 1;
-        let wanted = state.waiting.iter().any(|waiter| !waiter.hand.is_closed());
+        let wanted = !state.waiting.is_empty();
         // Outside a runtime (the process ends) nothing more is opened.
         let can_spawn = tokio::runtime::Handle::try_current().is_ok();
         if wanted
@@ -436,7 +445,7 @@ impl Pool {
         let idle = {
             let mut state = self.lock();
             state.is_closing = true;
-            state.waiting.clear();
+            state.waiting.dismiss();
             std::mem::take(&mut state.idle)
         };
         idle.into_iter().for_each(Resting::close);
@@ -463,16 +472,6 @@ fn offer(idle: &Idle, wanted: TermsDigest, shard: Shard, now: SystemTime) -> Off
         Idle::Used(used) => (used.serves(wanted, now), false),
     };
     Offer { serves, is_clean, is_home: idle.shard() == shard }
-}
-
-/// First come, first served among those who still wait.
-fn next_waiter(waiting: &mut VecDeque<Waiter>) -> Option<Waiter> {
-    loop {
-        let waiter = waiting.pop_front()?;
-        if !waiter.hand.is_closed() {
-            return Some(waiter);
-        }
-    }
 }
 
 /// Tells a client why no server could be opened.

@@ -278,16 +278,20 @@ impl Ledger {
         self.strays > 0
     }
 
-    /// An ErrorResponse arrived: in the extended protocol the server skips everything up to the next Sync.
+    /// An ErrorResponse arrived: in the extended protocol the server skips everything up to the next Sync, a Query
+    /// included; an error of a Query or of a Sync itself skips nothing.
     pub fn error(&mut self, skipped: &mut Vec<Skipped>) -> Verdict {
         if self.is_binding() {
             return Verdict::Swallow;
         }
         self.strays += std::mem::take(&mut self.swallowed);
+        if matches!(self.due.front(), Some(Due::Query | Due::Sync)) {
+            return Verdict::Pass;
+        }
         // Outside all messages it is PostgreSQL's own affair: a FATAL before it closes.
         let mut skips_on = !self.due.is_empty() || self.open_batch;
         while let Some(front) = self.due.front() {
-            if matches!(front, Due::Query | Due::Sync) {
+            if matches!(front, Due::Sync) {
                 skips_on = false;
                 break;
             }

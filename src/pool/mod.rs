@@ -1,15 +1,17 @@
 //! Connections and turns: servers, who holds them, and who is next.
 //!
 //! [`Pool`] is the servers of one database and one role. [`server`] holds the types of custody (clean, bound, used),
-//! [`shelf`] the pure decisions, [`ledger`] what a server still owes.
+//! [`shelf`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
 mod lease;
 pub mod ledger;
+mod queue;
 pub mod server;
 pub mod shelf;
 pub mod statement;
 mod terms;
 
 pub use lease::{Pool, PoolSettings};
+pub use queue::Unserved;
 pub use terms::Terms;

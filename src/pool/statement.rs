@@ -8,6 +8,9 @@ use lru::LruCache;
 /// Statements remembered for sharing; a forgotten one lives on with the clients that hold it.
 const MAX_SHARED: usize = 10_000;
 
+/// Bytes of their texts together.
+const MAX_SHARED_BYTES: usize = 64 * 1024 * 1024;
+
 /// A statement as a client parsed it: text, NUL, and parameter types, byte for byte.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statement {
@@ -31,13 +34,14 @@ pub struct Registry {
 
 struct Shared {
     by_text: LruCache<Box<[u8]>, Arc<Statement>>,
+    bytes: usize,
     last_id: u64,
 }
 
 impl Default for Registry {
     fn default() -> Self {
         let capacity = NonZeroUsize::new(MAX_SHARED).unwrap_or(NonZeroUsize::MIN);
-        Self { shared: Mutex::new(Shared { by_text: LruCache::new(capacity), last_id: 0 }) }
+        Self { shared: Mutex::new(Shared { by_text: LruCache::new(capacity), bytes: 0, last_id: 0 }) }
     }
 }
 
@@ -50,7 +54,14 @@ impl Registry {
         }
         shared.last_id += 1;
         let statement = Arc::new(Statement { id: shared.last_id, text_and_types: text_and_types.into() });
-        shared.by_text.put(text_and_types.into(), statement.clone());
+        shared.bytes += text_and_types.len();
+        if let Some((forgotten, _)) = shared.by_text.push(text_and_types.into(), statement.clone()) {
+            shared.bytes -= forgotten.len();
+        }
+        while shared.bytes > MAX_SHARED_BYTES {
+            let Some((forgotten, _)) = shared.by_text.pop_lru() else { break };
+            shared.bytes -= forgotten.len();
+        }
         statement
     }
 }
@@ -65,5 +76,16 @@ mod tests {
         let a = registry.intern(b"select $1\0\0\0");
         assert_eq!(a.id, registry.intern(b"select $1\0\0\0").id);
         assert_ne!(a.id, registry.intern(b"select $1\0\0\x01\0\0\0\x17").id);
+    }
+
+    #[test]
+    fn texts_are_bounded_by_their_bytes() {
+        let registry = Registry::default();
+        let text = |n: u8| vec![n; MAX_SHARED_BYTES / 4];
+        let ids: Vec<u64> = (0..4).map(|n| registry.intern(&text(n)).id).collect();
+        assert_eq!(registry.intern(&text(0)).id, ids[0]);
+        registry.intern(b"one more");
+        assert_eq!(registry.intern(&text(0)).id, ids[0], "used lately");
+        assert_ne!(registry.intern(&text(1)).id, ids[1], "forgotten");
     }
 }

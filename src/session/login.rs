@@ -1,7 +1,7 @@
 //! Signing in: which database, as which role, and who it really is.
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,7 +21,7 @@ use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
 use crate::observe::metrics::sign_in;
 use crate::pool::server::Shard;
-use crate::pool::{Pool, Terms};
+use crate::pool::{Pool, Terms, Unserved};
 use crate::tenancy::context::{TenantContext, Wanted};
 use crate::tenancy::settings::{self, Settings};
 use crate::wire::frame::{HEADER, peek, split_cstr};
@@ -61,6 +61,15 @@ struct Told {
 impl Refusal {
     fn told(report: Report, result: &'static str, detail: impl Into<String>) -> Self {
         Self::Told(Box::new(Told { report, result, detail: detail.into() }))
+    }
+}
+
+impl From<Unserved> for Refusal {
+    fn from(unserved: Unserved) -> Self {
+        match unserved {
+            Unserved::Refused(report) => report.into(),
+            Unserved::Gone => Self::Gone,
+        }
     }
 }
 
@@ -252,7 +261,7 @@ impl Login {
         let mut parameters = reported.clone();
         let needs_trial = terms.settings().keys().any(|name| name != "application_name");
         if needs_trial {
-            let server = pool.lease(terms, self.shard).await?;
+            let server = pool.lease(terms, self.shard, &mut pending()).await?;
             if let Some(told) = turn::settle(pool, server).await? {
                 parameters.extend(told);
             }

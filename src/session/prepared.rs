@@ -8,10 +8,14 @@ use crate::pool::statement::Statement;
 /// Statements that one client may hold.
 pub const MAX_CLIENT_STATEMENTS: usize = 10_000;
 
+/// Bytes of their texts together.
+pub const MAX_CLIENT_STATEMENT_BYTES: usize = 16 * 1024 * 1024;
+
 /// What one client has prepared, whichever servers have it.
 #[derive(Default)]
 pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
+    bytes: usize,
     /// Text and types of the unnamed statement, while it was short enough to be remembered.
     unnamed: Option<Box<[u8]>>,
 }
@@ -34,10 +38,11 @@ impl ClientStatements {
         if self.named.contains_key(name) {
             return Err(NameRefused::Taken);
         }
-        if self.named.len() >= MAX_CLIENT_STATEMENTS {
+        let bytes = self.bytes + statement.text_and_types.len();
+        if self.named.len() >= MAX_CLIENT_STATEMENTS || bytes > MAX_CLIENT_STATEMENT_BYTES {
             return Err(NameRefused::TooMany);
         }
-        self.named.insert(name.into(), statement);
+        self.put_back(name.into(), statement);
         Ok(())
     }
 
@@ -48,12 +53,17 @@ impl ClientStatements {
 
     /// Forgets a name.
     pub fn close(&mut self, name: &[u8]) -> Option<(Box<[u8]>, Arc<Statement>)> {
-        self.named.remove_entry(name)
+        let closed = self.named.remove_entry(name)?;
+        self.bytes -= closed.1.text_and_types.len();
+        Some(closed)
     }
 
     /// Puts back what was closed by a message that the server skipped.
     pub fn put_back(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
-        self.named.insert(name, statement);
+        self.bytes += statement.text_and_types.len();
+        if let Some(replaced) = self.named.insert(name, statement) {
+            self.bytes -= replaced.text_and_types.len();
+        }
     }
 
     /// Remembers the unnamed statement, so that it follows the client to another server; none when it is too long.
@@ -64,5 +74,29 @@ impl ClientStatements {
     /// The unnamed statement.
     pub fn unnamed(&self) -> Option<&[u8]> {
         self.unnamed.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement(bytes: usize) -> Arc<Statement> {
+        Arc::new(Statement { id: 1, text_and_types: vec![b'x'; bytes].into() })
+    }
+
+    #[test]
+    fn texts_are_bounded_by_their_bytes_and_closing_makes_room() {
+        let mut statements = ClientStatements::default();
+        let half = MAX_CLIENT_STATEMENT_BYTES / 2;
+        assert_eq!(statements.name(b"a", statement(half)), Ok(()));
+        assert_eq!(statements.name(b"a", statement(1)), Err(NameRefused::Taken));
+        assert_eq!(statements.name(b"b", statement(half)), Ok(()));
+        assert_eq!(statements.name(b"c", statement(1)), Err(NameRefused::TooMany));
+        let (name, closed) = statements.close(b"a").unwrap_or_else(|| unreachable!("it was named"));
+        assert_eq!(statements.name(b"c", statement(half)), Ok(()));
+        assert!(statements.close(b"c").is_some());
+        statements.put_back(name, closed);
+        assert_eq!(statements.name(b"d", statement(1)), Err(NameRefused::TooMany));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Instant, SystemTime};
 
 use bytes::BytesMut;
@@ -16,8 +16,8 @@ use super::requests::{Requests, Wants};
 use super::turn::{End, Turn};
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
-use crate::pool::server::Shard;
-use crate::pool::{Pool, Terms};
+use crate::pool::server::{BoundServer, Shard};
+use crate::pool::{Pool, Terms, Unserved};
 use crate::wire::frame::peek;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::{speak, tag};
@@ -82,7 +82,13 @@ impl Relay {
         loop {
             match self.client.requests.wants(&mut self.client.incoming)? {
                 Wants::Goodbye => return Ok(()),
-                Wants::Server => self.turn().await?,
+                Wants::Server => {
+                    // Who does not take its results keeps no server waiting.
+                    if self.client.stream.send(&mut self.client.outgoing).await.is_err() {
+                        return Ok(());
+                    }
+                    self.turn().await?;
+                }
                 Wants::More => match self.next().await {
                     Next::Bytes => {}
                     Next::Gone => return Ok(()),
@@ -127,9 +133,12 @@ impl Relay {
                 .hint("Connect again with a current token.");
             return self.refuse(&report).await;
         }
-        let server = match self.pool.lease(&self.terms, self.shard).await {
+        let server = match self.lease().await {
             Ok(server) => server,
-            Err(report) => return self.refuse(&report).await,
+            Err(Unserved::Refused(report)) => return self.refuse(&report).await,
+            Err(Unserved::Gone) => {
+                return Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"));
+            }
         };
         let handle = self.registered.handle.clone();
         handle.runs_on(&self.pool, server.cancel_key());
@@ -162,6 +171,21 @@ impl Relay {
         }
     }
 
+    /// Waits for a server, but not for a client that has left meanwhile: nobody would take the results.
+    async fn lease(&mut self) -> Result<BoundServer, Unserved> {
+        let Client { stream, incoming, .. } = &mut self.client;
+        let mut gone = poll_fn(|cx| {
+            while !incoming.is_full() {
+                if let Ok(0) | Err(_) = ready!(incoming.poll_fill(stream, cx)) {
+                    return Poll::Ready(());
+                }
+            }
+            // What else it sent waits in its socket, and whether it left shows later.
+            Poll::Pending
+        });
+        self.pool.lease(&self.terms, self.shard, &mut gone).await
+    }
+
     /// What the client changed of the settings that PostgreSQL reports follows it to its next server.
     fn follow(&mut self, changed: Vec<(String, String)>) {
         let is_new = |(name, value): &(String, String)| self.terms.settings().get(name) != Some(value);
@@ -176,7 +200,7 @@ impl Relay {
     }
 
     /// The client is gone while its query runs: PostgreSQL is told to stop it, then the connection closes.
-    fn cancel_and_close(&self, server: crate::pool::server::BoundServer) {
+    fn cancel_and_close(&self, server: BoundServer) {
         let pool = self.pool.clone();
         tokio::spawn(async move {
             if let Err(error) = pool.dialer().cancel(server.cancel_key()).await {

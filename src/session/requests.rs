@@ -209,8 +209,10 @@ impl Requests {
                     Sqlstate::DUPLICATE_STATEMENT,
                     format!("prepared statement \"{shown}\" already exists"),
                 ),
-                NameRefused::TooMany => Report::new(Sqlstate::LIMIT_EXCEEDED, "too many prepared statements")
-                    .hint("Close statements that are no longer used."),
+                NameRefused::TooMany => {
+                    Report::new(Sqlstate::LIMIT_EXCEEDED, "too many or too long prepared statements")
+                        .hint("Close statements that are no longer used.")
+                }
             };
             return self.say_error(&report, server);
         }

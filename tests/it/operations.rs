@@ -182,6 +182,29 @@ async fn a_full_pool_refuses_after_wait_timeout_and_says_why() {
     assert_eq!(waiter.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-2".to_owned())]]);
 }
 
+/// Who left while it waited has nothing run for it.
+#[tokio::test]
+async fn a_waiting_client_that_leaves_is_not_served() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut holder = raw(&gate, 1).await;
+    holder.query("BEGIN").await;
+    for _ in 0..5 {
+        let mut waiter = raw(&gate, 1).await;
+        waiter.send(&message(b'Q', b"INSERT INTO notes SELECT max(id) + 1, 'too late' FROM notes\0")).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        drop(waiter);
+    }
+    eventually("the waiting clients' end", async || {
+        let waiting = sampled(&gate, r#"pgtenant_waiting_clients{database="app"}"#).await;
+        (waiting == 0.0).then_some(())
+    })
+    .await;
+    holder.query("COMMIT").await;
+    let late = holder.query("SELECT count(*) FROM notes WHERE body = 'too late'").await;
+    assert_eq!(late.rows, [[Some("0".to_owned())]]);
+}
+
 /// A PostgreSQL that goes away takes running transactions with it and nothing else.
 #[tokio::test]
 async fn postgresql_gone_and_back() {

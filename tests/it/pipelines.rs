@@ -71,6 +71,22 @@ async fn what_comes_behind_an_error_that_was_flushed_is_skipped() {
     assert_eq!(value(&other, "SELECT DISTINCT body FROM items").await.unwrap().as_deref(), Some("org-2"));
 }
 
+/// A Query behind an error and before its Sync is skipped as well.
+#[tokio::test]
+async fn a_query_in_a_failed_batch_is_skipped() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut raw = raw(&gate, 1).await;
+    let query = message(b'Q', b"INSERT INTO notes VALUES (778, 'skipped')\0");
+    for _ in 0..3 {
+        raw.send(&[parse("", FAILS), bind(""), execute(), query.clone(), sync()].concat()).await;
+        assert_eq!(raw.kinds().await, "12EZ");
+        raw.send(&[parse("", "SELECT * FROM nowhere"), query.clone(), query.clone(), sync()].concat()).await;
+        assert_eq!(raw.kinds().await, "EZ");
+    }
+    assert_eq!(raw.query("SELECT count(*) FROM notes WHERE id = 778").await.rows[0][0].as_deref(), Some("0"));
+}
+
 /// A batch is one transaction: an error that the proxy finds rolls it back as one of PostgreSQL's own would.
 #[tokio::test]
 async fn an_error_of_the_proxys_own_fails_the_transaction() {
