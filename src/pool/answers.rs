@@ -29,6 +29,10 @@ pub struct Heard {
     pub bound_settings: Vec<(String, String)>,
     /// SQLSTATEs of errors that passed.
     pub errors: Vec<String>,
+    /// SET was answered this often.
+    pub sets: usize,
+    /// RESET or DISCARD ALL was answered.
+    pub resets: bool,
     /// PostgreSQL ended the session, and the client was told.
     pub fatal: bool,
     /// Messages of the client that the server skipped.
@@ -45,6 +49,8 @@ impl Heard {
         self.bound_settings.clear();
         self.errors.clear();
         self.fatal = false;
+        self.sets = 0;
+        self.resets = false;
         self.skipped.clear();
         self.seal_refused = false;
     }
@@ -179,8 +185,13 @@ impl BoundServer {
             tag::COMMAND_COMPLETE => {
                 let (verdict, _) = ledger.answer(header.tag)?;
                 if verdict == Verdict::Pass {
+                    heard.resets |= body.starts_with(b"RESET") || body.starts_with(b"DISCARD ALL");
                     match leaves_behind(body) {
                         Leaves::Nothing => {}
+                        Leaves::Setting => {
+                            heard.sets += 1;
+                            state.has_set = true;
+                        }
                         Leaves::Something => state.is_dirty = true,
                         Leaves::NoStatements => {
                             state.is_dirty = true;
@@ -250,6 +261,8 @@ fn is_read(kind: u8) -> bool {
 
 enum Leaves {
     Nothing,
+    /// A setting, of the session or of the transaction.
+    Setting,
     Something,
     NoStatements,
 }
@@ -268,6 +281,7 @@ fn leaves_behind(command_tag: &[u8]) -> Leaves {
         | b"EXPLAIN" | b"LOCK" | b"TRUNCATE" | b"VACUUM" | b"ANALYZE" | b"NOTIFY" | b"REFRESH" => {
             Leaves::Nothing
         }
+        b"SET" => Leaves::Setting,
         b"DISCARD" | b"DEALLOCATE" => Leaves::NoStatements,
         _ => Leaves::Something,
     }

@@ -4,6 +4,7 @@
 //! [`shelf`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
+mod inquiry;
 mod lease;
 pub mod ledger;
 mod queue;

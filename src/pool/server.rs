@@ -235,6 +235,8 @@ pub(super) struct LeaseState {
     pub(super) unnamed_is_ours: bool,
     /// Something was seen that may outlive the transaction: it is cleaned before anyone else gets it.
     pub(super) is_dirty: bool,
+    /// A setting was changed, and what it is now is not in the terms.
+    pub(super) has_set: bool,
     /// It is closed when the transaction is over (a refused seal, a FATAL error).
     pub(super) is_doomed: bool,
 }
@@ -315,6 +317,18 @@ impl BoundServer {
         self.state.run -= count;
     }
 
+    pub(super) async fn acknowledge(
+        &mut self,
+        is_last: impl FnMut(u8, &[u8]) -> bool,
+    ) -> Result<(), Unclean> {
+        self.core.acknowledge_in_time(is_last).await
+    }
+
+    pub(super) fn redefine(&mut self, digest: TermsDigest) {
+        self.digest = digest;
+        self.state.has_set = false;
+    }
+
     pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut HashSet<u64>) {
         (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.statements)
     }
@@ -327,7 +341,8 @@ impl BoundServer {
         if self.state.is_doomed || !clean_exit {
             return None;
         }
-        let is_dirty = self.state.is_dirty || self.core.statements.len() > MAX_STATEMENTS;
+        let is_dirty =
+            self.state.is_dirty || self.state.has_set || self.core.statements.len() > MAX_STATEMENTS;
         Some(UsedServer {
             core: self.core,
             digest: self.digest,

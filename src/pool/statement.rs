@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
+use crate::tenancy::text::Touched;
+use crate::wire::frame::split_cstr;
+
 /// Statements remembered for sharing; a forgotten one lives on with the clients that hold it.
 const MAX_SHARED: usize = 10_000;
 
@@ -18,9 +21,18 @@ pub struct Statement {
     pub id: u64,
     /// What follows the name in Parse.
     pub text_and_types: Box<[u8]>,
+    /// What its text does to settings, where string constants are standard.
+    pub touched: Touched,
 }
 
 impl Statement {
+    /// Numbers what a client parsed.
+    pub fn new(id: u64, text_and_types: &[u8]) -> Self {
+        let mut touched = Touched::default();
+        touched.read(split_cstr(text_and_types).map_or(text_and_types, |(text, _)| text), true);
+        Self { id, text_and_types: text_and_types.into(), touched }
+    }
+
     /// Its name on servers.
     pub fn server_name(&self) -> String {
         format!("pgtenant_{}", self.id)
@@ -53,7 +65,7 @@ impl Registry {
             return statement.clone();
         }
         shared.last_id += 1;
-        let statement = Arc::new(Statement { id: shared.last_id, text_and_types: text_and_types.into() });
+        let statement = Arc::new(Statement::new(shared.last_id, text_and_types));
         shared.bytes += text_and_types.len();
         if let Some((forgotten, _)) = shared.by_text.push(text_and_types.into(), statement.clone()) {
             shared.bytes -= forgotten.len();

@@ -6,6 +6,7 @@ mod farewell;
 mod gate;
 mod login;
 mod opening;
+mod permitted;
 mod prepared;
 mod relay;
 mod requests;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::pool::statement::Statement;
+use crate::wire::report::{Report, Sqlstate};
 
 /// Statements that one client may hold.
 pub const MAX_CLIENT_STATEMENTS: usize = 10_000;
@@ -27,6 +28,22 @@ pub enum NameRefused {
     Taken,
     /// 54000
     TooMany,
+}
+
+impl NameRefused {
+    /// What the client is told.
+    pub fn report(&self, name: &[u8]) -> Report {
+        match self {
+            Self::Taken => Report::new(
+                Sqlstate::DUPLICATE_STATEMENT,
+                format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name)),
+            ),
+            Self::TooMany => {
+                Report::new(Sqlstate::LIMIT_EXCEEDED, "too many or too long prepared statements")
+                    .hint("Close statements that are no longer used.")
+            }
+        }
+    }
 }
 
 impl ClientStatements {
@@ -82,7 +99,7 @@ mod tests {
     use super::*;
 
     fn statement(bytes: usize) -> Arc<Statement> {
-        Arc::new(Statement { id: 1, text_and_types: vec![b'x'; bytes].into() })
+        Arc::new(Statement::new(1, &vec![b'x'; bytes]))
     }
 
     #[test]

@@ -13,11 +13,13 @@ use super::farewell;
 use super::gate::Gate;
 use super::prepared::ClientStatements;
 use super::requests::{Requests, Wants};
-use super::turn::{End, Turn};
+use super::turn::{Changes, End, Turn};
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
+use crate::pool::ledger::TransactionOver;
 use crate::pool::server::{BoundServer, Shard};
 use crate::pool::{Pool, Terms, Unserved};
+use crate::tenancy::settings::{self, Settings};
 use crate::wire::frame::peek;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::{speak, tag};
@@ -28,6 +30,8 @@ pub struct Relay {
     pool: Arc<Pool>,
     shard: Shard,
     terms: Terms,
+    /// What it gave at start-up: what RESET goes back to.
+    own_settings: Settings,
     registered: Registered,
     /// PostgreSQL ended the session, and the client heard it.
     told_fatal: bool,
@@ -64,7 +68,8 @@ impl Relay {
             statements: ClientStatements::default(),
         };
         let Parties { gate, pool, shard, registered } = parties;
-        Self { gate, pool, shard, terms, registered, client, told_fatal: false }
+        let own_settings = terms.settings().clone();
+        Self { gate, pool, shard, terms, own_settings, registered, client, told_fatal: false }
     }
 
     /// Serves the client until it leaves.
@@ -142,14 +147,17 @@ impl Relay {
         };
         let handle = self.registered.handle.clone();
         handle.runs_on(&self.pool, server.cancel_key());
+        let standard = self.terms.settings().get("standard_conforming_strings").is_none_or(|on| on != "off");
+        self.client.requests.begin(standard);
         let mut turn = Turn::new(&self.pool, &mut self.client, server, started);
         let end = turn.run().await;
-        let (server, settings) = turn.finish();
+        let (server, changes) = turn.finish();
         match end {
             End::Over(over) => {
                 handle.runs_nothing().await;
-                self.pool.release(server, over);
-                self.follow(settings);
+                if let Some(server) = self.follow(server, &over, &changes).await {
+                    self.pool.release(server, over);
+                }
                 Ok(())
             }
             End::Abandoned { still_runs } => {
@@ -186,17 +194,47 @@ impl Relay {
         self.pool.lease(&self.terms, self.shard, &mut gone).await
     }
 
-    /// What the client changed of the settings that PostgreSQL reports follows it to its next server.
-    fn follow(&mut self, changed: Vec<(String, String)>) {
-        let is_new = |(name, value): &(String, String)| self.terms.settings().get(name) != Some(value);
-        if !changed.iter().any(is_new) {
-            return;
+    /// The client's settings follow it to its next server, when it changed some. `None` when the server was lost.
+    async fn follow(
+        &mut self,
+        mut server: BoundServer,
+        over: &TransactionOver,
+        changes: &Changes,
+    ) -> Option<BoundServer> {
+        let touched = self.client.requests.touched();
+        // What SET LOCAL changed, and PostgreSQL reported, is undone.
+        let is_local = changes.sets <= touched.local && !touched.session && !changes.resets;
+        if is_local && changes.sets > 0 {
+            server.is_known_as(self.terms.digest());
+            return Some(server);
         }
-        let mut settings = self.terms.settings().clone();
-        // These are reported too, but they follow from who signed in, not from what was set.
-        let is_own = |name: &str| matches!(name, "is_superuser" | "session_authorization" | "in_hot_standby");
-        settings.extend(changed.into_iter().filter(|(name, _)| !is_own(name)));
-        self.terms = self.terms.with_settings(settings);
+        let is_new = |(name, value): &(String, String)| self.terms.settings().get(name) != Some(value);
+        let is_hidden = is_local && changes.reported.iter().any(is_new);
+        if is_local && !is_hidden {
+            return Some(server);
+        }
+        match server.settings(over, &touched.names).await {
+            Ok(None) => Some(server),
+            Ok(Some(found)) => {
+                // A SET that was prepared in an earlier turn, or cannot be read, may have changed more than is told.
+                let is_told = touched.session && !touched.opaque && changes.sets <= touched.seen();
+                let Some(settings) = settings::following(&self.own_settings, found) else {
+                    tracing::warn!("a client's settings are too many or too long to follow it");
+                    return Some(server);
+                };
+                self.terms = self.terms.with_settings(settings);
+                // PostgreSQL would end such a session while nobody uses it.
+                let may_rest = !self.terms.settings().contains_key("idle_session_timeout");
+                if is_told && !is_hidden && may_rest {
+                    server.is_known_as(self.terms.digest());
+                }
+                Some(server)
+            }
+            Err(unclean) => {
+                tracing::warn!(reason = %unclean, "a client's settings could not be asked for; the server is closed");
+                None
+            }
+        }
     }
 
     /// The client is gone while its query runs: PostgreSQL is told to stop it, then the connection closes.

@@ -5,19 +5,18 @@
 
 use bytes::BytesMut;
 
-use super::prepared::{ClientStatements, NameRefused};
+use super::permitted::{check_known, check_statement_length};
+use super::prepared::ClientStatements;
 use crate::net::buffer::{BUFFER_SIZE, Buffer};
 use crate::pool::ledger::{Due, Said};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
 use crate::tenancy::statements::OWN_PREFIX;
+use crate::tenancy::text::Touched;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
-use crate::wire::report::{Report, Sqlstate};
+use crate::wire::report::Report;
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
-
-/// Text and types of a named prepared statement at most: it is kept as long as any client holds it.
-pub const MAX_STATEMENT: usize = 4 * 1024 * 1024;
 
 /// A portal's or statement's name at most; PostgreSQL's own limit for identifiers is 63.
 const MAX_NAME: usize = 1024;
@@ -44,6 +43,10 @@ pub struct Requests {
     flushed: bool,
     /// Terminate was read.
     terminated: bool,
+    /// What the texts so far do to the client's settings.
+    touched: Touched,
+    /// Backslashes in the client's string constants are escapes: `standard_conforming_strings` is off.
+    backslashes: bool,
 }
 
 /// What the first bytes of an idle client ask for.
@@ -71,6 +74,22 @@ impl Requests {
     /// The server has failed the batch and skips the rest of it.
     pub fn skip_to_sync(&mut self) {
         self.skipping = true;
+    }
+
+    /// A turn begins: what earlier texts set is past. Tells how this client's string constants are to be read.
+    pub fn begin(&mut self, standard_strings: bool) {
+        self.touched.begin();
+        self.backslashes = !standard_strings;
+    }
+
+    /// What the texts of this turn do to the client's settings.
+    pub fn touched(&self) -> &Touched {
+        &self.touched
+    }
+
+    fn read_text(&mut self, body: &[u8]) {
+        let text = split_cstr(body).map_or(body, |(text, _)| text);
+        self.touched.read(text, !self.backslashes);
     }
 
     /// Looks at what an idle client sent, without a server.
@@ -203,18 +222,7 @@ impl Requests {
         };
         let statement = registry.intern(text_and_types);
         if let Err(refused) = statements.name(name, statement.clone()) {
-            let shown = String::from_utf8_lossy(name);
-            let report = match refused {
-                NameRefused::Taken => Report::new(
-                    Sqlstate::DUPLICATE_STATEMENT,
-                    format!("prepared statement \"{shown}\" already exists"),
-                ),
-                NameRefused::TooMany => {
-                    Report::new(Sqlstate::LIMIT_EXCEEDED, "too many or too long prepared statements")
-                        .hint("Close statements that are no longer used.")
-                }
-            };
-            return self.say_error(&report, server);
+            return self.say_error(&refused.report(name), server);
         }
         if server.will_have(&statement) {
             server.owe(Due::Said(Said::ParseComplete { name: name.into() }));
@@ -258,6 +266,7 @@ impl Message<'_> {
             tag::QUERY => {
                 // A simple query replaces the unnamed statement on the server.
                 *self.server.unnamed_is_ours() = false;
+                self.read_text(incoming, 0);
                 self.stream(incoming, Some(Due::Query))
             }
             tag::SYNC => {
@@ -296,6 +305,32 @@ impl Message<'_> {
 
     fn is_whole(&self, incoming: &Buffer) -> bool {
         incoming.filled().len() >= self.header.frame()
+    }
+
+    /// Sees what a statement will set when it is executed.
+    fn foresee(&mut self, name: &[u8]) {
+        let named = self.statements.get(name).filter(|_| !name.is_empty());
+        match (named, self.statements.unnamed()) {
+            (Some(statement), _) if !self.requests.backslashes => {
+                self.requests.touched.add(&statement.touched)
+            }
+            (Some(statement), _) => self.requests.read_text(&statement.text_and_types),
+            // Of this turn it was seen when it was parsed.
+            (None, Some(text)) if name.is_empty() && !*self.server.unnamed_is_ours() => {
+                self.requests.read_text(text);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sees what the text behind the first `before` bytes of the body sets, if it is here whole.
+    fn read_text(&mut self, incoming: &Buffer, before: usize) {
+        if self.is_whole(incoming) {
+            let text = self.body(incoming).get(before..).unwrap_or_default();
+            self.requests.read_text(text);
+        } else {
+            self.requests.touched.opaque = true;
+        }
     }
 
     /// Not enough is here; unless more cannot help, because the buffer has no room for it.
@@ -338,6 +373,7 @@ impl Message<'_> {
             return self.more(incoming);
         }
         // Longer ones pass as they are; they do not follow the client to another server.
+        self.read_text(incoming, 1);
         let text_and_types = self.is_whole(incoming).then(|| &self.body(incoming)[1..]);
         self.statements.remember_unnamed(text_and_types);
         *self.server.unnamed_is_ours() = true;
@@ -360,6 +396,7 @@ impl Message<'_> {
         if self.is_uncertain(&statement) {
             return Ok(Taken::NeedsMore);
         }
+        self.foresee(&statement);
         let server_name = self.ensure(&statement);
         let length = 4 + portal.len() + 1 + server_name.len() + 1 + (self.header.body - names_length);
         let mut head = Vec::with_capacity(HEADER + portal.len() + server_name.len() + 2);
@@ -459,40 +496,5 @@ impl Message<'_> {
         }
         self.server.owe(Due::Unnamed);
         *self.server.unnamed_is_ours() = true;
-    }
-}
-
-/// Refuses a named statement that is too long to be kept before the rest of it arrives.
-fn check_statement_length(header: Header, incoming: &Buffer) -> Result<(), Report> {
-    let is_named = incoming.filled().get(HEADER).is_some_and(|first| *first != 0);
-    if header.tag == tag::PARSE && header.body > MAX_STATEMENT && is_named {
-        return Err(Report::new(Sqlstate::LIMIT_EXCEEDED, "prepared statement too long")
-            .detail(format!("{} bytes; at most {MAX_STATEMENT} can be pooled.", header.body))
-            .hint("Use the unnamed statement for texts of this size."));
-    }
-    Ok(())
-}
-
-/// Refuses what no pooled server may see.
-fn check_known(header: Header) -> Result<(), Report> {
-    match header.tag {
-        tag::QUERY
-        | tag::PARSE
-        | tag::BIND
-        | tag::DESCRIBE
-        | tag::EXECUTE
-        | tag::CLOSE
-        | tag::FLUSH
-        | tag::COPY_DATA
-        | tag::COPY_DONE
-        | tag::COPY_FAIL => Ok(()),
-        tag::SYNC | tag::TERMINATE if header.body == 0 => Ok(()),
-        tag::SYNC | tag::TERMINATE => Err(Violation::Malformed(header.tag).into()),
-        tag::FUNCTION_CALL => Err(Report::new(
-            Sqlstate::NOT_SUPPORTED,
-            "the function call protocol is not supported through pgtenant",
-        )
-        .hint("Call the function with SELECT.")),
-        other => Err(Violation::Unexpected(other).into()),
     }
 }

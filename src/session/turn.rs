@@ -21,10 +21,20 @@ pub struct Turn<'a> {
     client: &'a mut Client,
     server: BoundServer,
     heard: Heard,
-    /// Settings that the client changed.
-    settings: Vec<(String, String)>,
+    changes: Changes,
     told_fatal: bool,
     clock: Clock,
+}
+
+/// What a turn's answers tell of the client's settings.
+#[derive(Default)]
+pub struct Changes {
+    /// Settings that PostgreSQL reported as changed.
+    pub reported: Vec<(String, String)>,
+    /// How often SET was answered.
+    pub sets: usize,
+    /// RESET or DISCARD ALL was answered.
+    pub resets: bool,
 }
 
 /// How a turn ended.
@@ -69,12 +79,20 @@ impl<'a> Turn<'a> {
         let now = Instant::now();
         let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
         let clock = Clock { times, blocked: None, is_running: true };
-        Self { pool, client, server, heard: Heard::default(), settings: Vec::new(), told_fatal: false, clock }
+        Self {
+            pool,
+            client,
+            server,
+            heard: Heard::default(),
+            changes: Changes::default(),
+            told_fatal: false,
+            clock,
+        }
     }
 
     /// The server and what the client changed, when the turn has ended.
-    pub fn finish(self) -> (BoundServer, Vec<(String, String)>) {
-        (self.server, self.settings)
+    pub fn finish(self) -> (BoundServer, Changes) {
+        (self.server, self.changes)
     }
 
     /// Carries bytes both ways until the transaction is over or one side fails.
@@ -205,7 +223,9 @@ impl<'a> Turn<'a> {
         for code in self.heard.errors.drain(..) {
             self.pool.metrics().error(&code);
         }
-        self.settings.append(&mut self.heard.settings);
+        self.changes.reported.append(&mut self.heard.settings);
+        self.changes.sets += self.heard.sets;
+        self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
             for times in self.clock.ready(self.heard.readies, goes_on) {

@@ -4,3 +4,4 @@ pub mod context;
 pub mod seal;
 pub mod settings;
 pub mod statements;
+pub mod text;

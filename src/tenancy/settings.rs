@@ -12,6 +12,9 @@ pub type Settings = BTreeMap<String, String>;
 const MAX_SETTINGS: usize = 64;
 const MAX_VALUE: usize = 4096;
 
+/// Bytes of all settings that follow a client.
+pub const MAX_FOLLOWING: usize = 64 * 1024;
+
 /// Reads start-up parameters into settings, and into what is wanted of the token's claims. As on PostgreSQL, a
 /// parameter of its own prevails over the same one in `options`.
 ///
@@ -31,6 +34,25 @@ pub fn from_startup(parameters: &BTreeMap<String, String>) -> Result<(Settings, 
         }
     }
     Ok((settings, wanted))
+}
+
+/// The settings that follow a client: its own from the start-up, and over them what its session has. `None` when they
+/// are more than [`MAX_FOLLOWING`] bytes.
+pub fn following(own: &Settings, found: Settings) -> Option<Settings> {
+    let mut settings = own.clone();
+    for (name, value) in found {
+        let is_set = match name.as_str() {
+            "role" => value != "none",
+            // A setting of nobody's that was reset is empty.
+            name if name.contains('.') => !value.is_empty() && !is_reserved(name),
+            name => !is_reserved(name) && !name.starts_with("transaction_"),
+        };
+        if is_set {
+            settings.insert(canonical(&name), value);
+        }
+    }
+    let bytes: usize = settings.iter().map(|(name, value)| name.len() + value.len()).sum();
+    (bytes <= MAX_FOLLOWING).then_some(settings)
 }
 
 fn insert(settings: &mut Settings, name: String, value: String) -> Result<(), Report> {

@@ -1,5 +1,7 @@
 //! The statements that clean a server and bind it to a context, as protocol messages.
 
+use std::collections::BTreeSet;
+
 use bytes::BytesMut;
 
 use super::seal::SealedContext;
@@ -69,4 +71,24 @@ pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &m
         speak::sync(out);
     }
     something
+}
+
+/// Asks which settings were changed in the session and hold on. Names and values come as hexadecimal UTF-8, whatever the
+/// client's encoding; every name is qualified, the operators too, because the client's `search_path` is in force.
+pub fn inquire(names: &BTreeSet<String>, out: &mut BytesMut) {
+    let hex = |what: &str| format!("pg_catalog.encode(pg_catalog.convert_to({what}, 'UTF8'), 'hex')");
+    let sql = format!(
+        "SELECT {}, {} FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session' \
+         UNION ALL SELECT {}, {} FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n \
+         WHERE pg_catalog.current_setting(n, true) IS NOT NULL",
+        hex("name"),
+        hex("setting"),
+        hex("n"),
+        hex("pg_catalog.current_setting(n, true)")
+    );
+    speak::parse("", &sql, out);
+    let quoted = names.iter().map(|name| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")));
+    let array = format!("{{{}}}", quoted.collect::<Vec<_>>().join(","));
+    speak::bind_and_execute("", &[array.as_bytes()], out);
+    speak::sync(out);
 }

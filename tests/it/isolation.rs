@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio_postgres::Client;
 
-use crate::harness::client::connect;
+use crate::harness::client::{connect, value};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Database};
 use crate::harness::{Dice, org, project};
@@ -144,6 +144,16 @@ impl Member {
             let seen = client.query("SELECT organization_id::text FROM public.items", &[]).await;
             assert!(seen.is_err(), "a forged seal was taken");
             let _ = client.batch_execute("ROLLBACK").await;
+        }
+        // Settings follow their client: it takes its own back, however short a time it gave its statements.
+        for attempt in 0.. {
+            assert!(attempt < 100, "its own settings stay");
+            let _ = client.batch_execute("RESET ALL").await;
+            if let Ok(Some(timeout)) = value(client, "SHOW statement_timeout").await
+                && timeout == "0"
+            {
+                break;
+            }
         }
     }
 }

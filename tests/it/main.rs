@@ -12,6 +12,7 @@ mod pipelines;
 mod prepared;
 mod protocol;
 mod seal;
+mod settings;
 mod sign_in;
 
 mod strangers;

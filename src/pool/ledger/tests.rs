@@ -4,7 +4,7 @@
 use super::*;
 
 fn statement(id: u64) -> Arc<Statement> {
-    Arc::new(Statement { id, text_and_types: Box::from(&b"select 1\0\0\0"[..]) })
+    Arc::new(Statement::new(id, b"select 1\0\0\0"))
 }
 
 fn batch() -> Ledger {
