@@ -90,7 +90,12 @@ impl BoundServer {
                 _ => None,
             };
             let verdict = match &provoked {
-                Some(_) => self.ledger().refuse(&mut heard.skipped),
+                Some(_) => {
+                    let (_, ledger, state, _) = self.parts();
+                    let verdict = ledger.refuse(&mut heard.skipped);
+                    state.lose_unnamed(ledger);
+                    verdict
+                }
                 None => self.judge(header, is_whole, heard)?,
             };
             self.pass_frame(header, verdict, to_client);
@@ -222,9 +227,9 @@ impl BoundServer {
                     heard.seal_refused = true;
                     state.is_doomed = true;
                 }
-                state.unnamed_is_ours = false;
                 heard.errors.push(report.code);
                 let verdict = ledger.error(&mut heard.skipped);
+                state.lose_unnamed(ledger);
                 state.is_doomed |= ledger.has_strays();
                 Ok(verdict)
             }

@@ -10,6 +10,9 @@ use super::statement::Statement;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
 
+/// Text and types of an unnamed statement; none if there is none, or it cannot be remembered.
+pub type Unnamed = Option<Arc<[u8]>>;
+
 /// A message whose answer is due.
 #[derive(Debug)]
 pub enum Due {
@@ -19,17 +22,27 @@ pub enum Due {
     Query,
     /// Sync: ReadyForQuery.
     Sync,
-    /// A client's Parse that was passed on: ParseComplete. Takes back the client's name for it if it fails.
+    /// A client's Parse of a name that was passed on: ParseComplete. Takes back the client's name for it if it fails.
     Parse {
-        /// The client's name; none for the unnamed statement.
-        name: Option<Box<[u8]>>,
-        /// What the server now has, for named ones.
-        statement: Option<Arc<Statement>>,
+        /// The client's name.
+        name: Box<[u8]>,
+        /// What the server now has.
+        statement: Arc<Statement>,
     },
+    /// A client's Parse of what the server has already, passed on under another name: ParseComplete.
+    ParseAgain {
+        /// The client's name, taken back if it fails.
+        name: Box<[u8]>,
+    },
+    /// A client's Parse of the unnamed statement: ParseComplete. Text and types, if they are short enough to be
+    /// remembered.
+    ParseUnnamed(Unnamed),
     /// A Parse that the proxy added: its ParseComplete is swallowed.
     Ensure(Arc<Statement>),
     /// A Parse or Close of the unnamed statement that the proxy added: its answer is swallowed.
     Unnamed,
+    /// A Parse or Close of a name of the proxy's own: its answer is swallowed.
+    Aside,
     /// Bind: BindComplete.
     Bind,
     /// Describe: RowDescription or NoData.
@@ -38,6 +51,8 @@ pub enum Due {
     Execute,
     /// Close of a portal: CloseComplete.
     Close,
+    /// Close of the unnamed statement: CloseComplete.
+    CloseUnnamed,
     /// CopyDone or CopyFail: no answer of its own; marks which Syncs a COPY swallowed.
     CopyEnd,
     /// An answer that the proxy gives itself when its turn comes.
@@ -53,10 +68,31 @@ impl Due {
         !matches!(self, Due::Query | Due::Sync | Due::Binding | Due::CopyEnd)
     }
 
+    /// The statement that it puts on the server.
+    fn places(&self) -> Option<u64> {
+        match self {
+            Due::Parse { statement, .. } | Due::Ensure(statement) => Some(statement.id),
+            _ => None,
+        }
+    }
+
+    /// Whether the unnamed statement is another one, or none, afterwards.
+    fn settles_unnamed(&self) -> bool {
+        matches!(self, Due::ParseUnnamed(_) | Due::CloseUnnamed | Due::Unnamed | Due::Query)
+    }
+
+    fn text_length(&self) -> usize {
+        match self {
+            Due::ParseUnnamed(Some(text)) => text.len(),
+            _ => 0,
+        }
+    }
+
     /// The client's statement name that it gives or takes.
     fn name(&self) -> Option<&[u8]> {
         match self {
-            Due::Parse { name: Some(name), .. }
+            Due::Parse { name, .. }
+            | Due::ParseAgain { name }
             | Due::Said(Said::ParseComplete { name } | Said::CloseComplete { closed: Some((name, _)) }) => {
                 Some(name)
             }
@@ -122,6 +158,16 @@ pub struct Ledger {
     open_batch: bool,
     /// Outstanding messages that give or take a client's statement name.
     naming: usize,
+    /// Outstanding messages that put a statement on the server.
+    placing: usize,
+    /// Bytes of the outstanding unnamed statements.
+    texts: usize,
+    /// What became of the client's unnamed statement since it was last asked for.
+    unnamed: Option<Unnamed>,
+    /// Which unnamed statement the server has was settled by an answer since this was last asked.
+    has_settled_unnamed: bool,
+    /// The last error skipped a message that was to settle it.
+    has_lost_unnamed: bool,
     /// Syncs that the COPY now running swallows, if it comes to read them.
     swallowed: usize,
     /// Answers to such Syncs that may come after all, because the COPY failed before it read them.
@@ -135,6 +181,11 @@ impl Default for Ledger {
             status: Status::Idle,
             open_batch: false,
             naming: 0,
+            placing: 0,
+            texts: 0,
+            unnamed: None,
+            has_settled_unnamed: false,
+            has_lost_unnamed: false,
             swallowed: 0,
             strays: 0,
         }
@@ -146,7 +197,19 @@ impl Ledger {
     pub fn push(&mut self, due: Due) {
         self.open_batch |= due.opens_batch();
         self.naming += usize::from(due.name().is_some());
+        self.placing += usize::from(due.places().is_some());
+        self.texts += due.text_length();
         self.due.push_back(due);
+    }
+
+    /// Bytes of the outstanding unnamed statements.
+    pub fn texts(&self) -> usize {
+        self.texts
+    }
+
+    /// What became of the client's unnamed statement, if anything did.
+    pub fn take_unnamed(&mut self) -> Option<Unnamed> {
+        self.unnamed.take()
     }
 
     /// How many messages are outstanding.
@@ -156,6 +219,9 @@ impl Ledger {
 
     /// Whether what a client's statement name means depends on a message of an earlier batch that may still fail.
     pub fn is_uncertain(&self, name: &[u8]) -> bool {
+        if name.is_empty() {
+            return self.is_unnamed_uncertain();
+        }
         if self.naming == 0 {
             return false;
         }
@@ -163,10 +229,44 @@ impl Ledger {
         in_earlier_batches.filter_map(Due::name).any(|uncertain| uncertain == name)
     }
 
+    /// Whether an earlier batch that puts a statement on the server is unanswered.
+    pub fn is_batch_before(&self) -> bool {
+        self.placing > 0 && self.due.iter().any(|due| matches!(due, Due::Sync))
+    }
+
+    /// Whether the server will have a statement depends on a message of an earlier batch that may still fail.
+    pub fn is_placing(&self, id: u64) -> bool {
+        if self.placing == 0 {
+            return false;
+        }
+        let in_earlier_batches = self.due.iter().rev().skip_while(|due| !matches!(due, Due::Sync));
+        in_earlier_batches.filter_map(Due::places).any(|placed| placed == id)
+    }
+
+    /// The same for the unnamed statement, which a simple query drops too.
+    fn is_unnamed_uncertain(&self) -> bool {
+        let mut is_earlier = false;
+        for due in self.due.iter().rev() {
+            match due {
+                Due::Sync => is_earlier = true,
+                due if due.settles_unnamed() => return is_earlier,
+                _ => {}
+            }
+        }
+        false
+    }
+
     fn pop(&mut self) -> Option<Due> {
         let due = self.due.pop_front()?;
         self.naming -= usize::from(due.name().is_some());
+        self.placing -= usize::from(due.places().is_some());
+        self.texts -= due.text_length();
         Some(due)
+    }
+
+    /// Whether a message that is sent now meets no transaction, and nothing before it that may fail.
+    pub fn is_at_start(&self) -> bool {
+        self.status == Status::Idle && self.due.iter().all(|due| matches!(due, Due::Binding))
     }
 
     /// Whether an answer is due.
@@ -204,9 +304,15 @@ impl Ledger {
     /// # Errors
     /// None was due: the two sides no longer agree, and nothing further can be trusted.
     pub fn ready(&mut self, status: u8) -> Result<Verdict, Violation> {
+        self.has_settled_unnamed |= self.due.front().is_some_and(Due::settles_unnamed);
         let verdict = match self.due.front() {
             Some(Due::Binding) => Verdict::Swallow,
-            Some(Due::Query | Due::Sync) => Verdict::Pass,
+            Some(Due::Query) => {
+                // A simple query drops the unnamed statement.
+                self.unnamed = Some(None);
+                Verdict::Pass
+            }
+            Some(Due::Sync) => Verdict::Pass,
             None if self.strays > 0 => {
                 self.strays -= 1;
                 return Ok(Verdict::Swallow);
@@ -238,23 +344,34 @@ impl Ledger {
             None => return Err(Violation::Unexpected(kind)),
         };
         let settles = match front {
-            Due::Parse { .. } | Due::Ensure(_) => kind == tag::PARSE_COMPLETE,
-            Due::Unnamed => matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE),
+            Due::Parse { .. } | Due::ParseAgain { .. } | Due::ParseUnnamed(_) | Due::Ensure(_) => {
+                kind == tag::PARSE_COMPLETE
+            }
+            Due::Unnamed | Due::Aside => matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE),
             Due::Bind => kind == tag::BIND_COMPLETE,
             Due::Describe => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
             Due::Execute => {
                 matches!(kind, tag::COMMAND_COMPLETE | tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED)
             }
-            Due::Close => kind == tag::CLOSE_COMPLETE,
+            Due::Close | Due::CloseUnnamed => kind == tag::CLOSE_COMPLETE,
             _ => false,
         };
         if !settles {
             return Err(Violation::Unexpected(kind));
         }
+        self.has_settled_unnamed |= front.settles_unnamed();
         Ok(match self.pop() {
             Some(Due::Ensure(statement)) => (Verdict::Swallow, Some(statement)),
-            Some(Due::Unnamed) => (Verdict::Swallow, None),
-            Some(Due::Parse { statement, .. }) => (Verdict::Pass, statement),
+            Some(Due::Unnamed | Due::Aside) => (Verdict::Swallow, None),
+            Some(Due::Parse { statement, .. }) => (Verdict::Pass, Some(statement)),
+            Some(Due::ParseUnnamed(text)) => {
+                self.unnamed = Some(text);
+                (Verdict::Pass, None)
+            }
+            Some(Due::CloseUnnamed) => {
+                self.unnamed = Some(None);
+                (Verdict::Pass, None)
+            }
             _ => (Verdict::Pass, None),
         })
     }
@@ -273,6 +390,16 @@ impl Ledger {
         Verdict::Swallow
     }
 
+    /// Whether an answer settled since the last call which unnamed statement the server has.
+    pub fn take_settled_unnamed(&mut self) -> bool {
+        std::mem::take(&mut self.has_settled_unnamed)
+    }
+
+    /// Whether the last error left it open which unnamed statement the server has.
+    pub fn has_lost_unnamed(&self) -> bool {
+        self.has_lost_unnamed
+    }
+
     /// Whether more ReadyForQuery may come than are due: the server must not serve anyone else.
     pub fn has_strays(&self) -> bool {
         self.strays > 0
@@ -285,9 +412,16 @@ impl Ledger {
             return Verdict::Swallow;
         }
         self.strays += std::mem::take(&mut self.swallowed);
+        self.has_lost_unnamed = false;
         if matches!(self.due.front(), Some(Due::Query | Due::Sync)) {
             return Verdict::Pass;
         }
+        self.has_lost_unnamed = matches!(self.due.front(), Some(Due::Unnamed));
+        if let Some(Due::ParseUnnamed(_)) = self.due.front() {
+            self.unnamed = Some(None); // dropped before the new one was found to be wrong
+        }
+        let others = self.due.iter().take_while(|due| !matches!(due, Due::Sync)).skip(1);
+        self.has_lost_unnamed |= others.into_iter().any(Due::settles_unnamed);
         // Outside all messages it is PostgreSQL's own affair: a FATAL before it closes.
         let mut skips_on = !self.due.is_empty() || self.open_batch;
         while let Some(front) = self.due.front() {
@@ -297,9 +431,10 @@ impl Ledger {
             }
             match self.pop() {
                 Some(Due::Parse { name, statement }) => {
-                    skipped.extend(statement.map(|statement| Skipped::NotOnServer(statement.id)));
-                    skipped.extend(name.map(Skipped::Parse));
+                    skipped.push(Skipped::NotOnServer(statement.id));
+                    skipped.push(Skipped::Parse(name));
                 }
+                Some(Due::ParseAgain { name }) => skipped.push(Skipped::Parse(name)),
                 Some(Due::Ensure(statement)) => skipped.push(Skipped::NotOnServer(statement.id)),
                 Some(Due::Said(Said::ParseComplete { name })) => skipped.push(Skipped::Parse(name)),
                 Some(Due::Said(Said::CloseComplete { closed: Some((name, statement)) })) => {

@@ -6,6 +6,7 @@
 pub mod answers;
 mod inquiry;
 mod lease;
+mod lease_state;
 pub mod ledger;
 mod queue;
 pub mod server;

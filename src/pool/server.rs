@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
 
+use super::lease_state::LeaseState;
 use super::ledger::{Due, Ledger, TransactionOver};
 use super::statement::Statement;
 use crate::net::buffer::Buffer;
@@ -219,26 +220,10 @@ impl CleanServer {
         if statements::bind(bound, settings, &mut self.0.outgoing) {
             self.0.ledger.push(Due::Binding);
         }
+        self.0.ledger.take_settled_unnamed();
         let lapse = sealed.map(|(sealed, _)| sealed.lapse());
-        BoundServer { core: self.0, digest, lapse, state: LeaseState::default(), is_reused: false }
+        BoundServer { core: self.0, digest, lapse, state: LeaseState::default() }
     }
-}
-
-/// What a lease knows of its server beyond what stays when it ends.
-#[derive(Default)]
-pub(super) struct LeaseState {
-    /// Client's bytes of `incoming` that are ready to pass on.
-    pub(super) run: usize,
-    /// Bytes of the current message that are still to come, and whether they are the client's.
-    pub(super) body: Option<(usize, bool)>,
-    /// Whether the unnamed statement on the server is this client's.
-    pub(super) unnamed_is_ours: bool,
-    /// Something was seen that may outlive the transaction: it is cleaned before anyone else gets it.
-    pub(super) is_dirty: bool,
-    /// A setting was changed, and what it is now is not in the terms.
-    pub(super) has_set: bool,
-    /// It is closed when the transaction is over (a refused seal, a FATAL error).
-    pub(super) is_doomed: bool,
 }
 
 /// A server under a client's context: the only thing that carries client bytes.
@@ -247,7 +232,6 @@ pub struct BoundServer {
     digest: TermsDigest,
     lapse: Option<Lapse>,
     state: LeaseState,
-    is_reused: bool,
 }
 
 impl BoundServer {
@@ -284,11 +268,6 @@ impl BoundServer {
     /// Whether the unnamed statement on the server is this client's; what the server has is set by the caller.
     pub fn unnamed_is_ours(&mut self) -> &mut bool {
         &mut self.state.unnamed_is_ours
-    }
-
-    /// Whether the lease began on a server that was bound already.
-    pub fn is_reused(&self) -> bool {
-        self.is_reused
     }
 
     /// Identifies the server process for a cancel request.
@@ -374,14 +353,9 @@ impl UsedServer {
     }
 
     /// Takes it under the same terms again.
-    pub fn reuse(self) -> BoundServer {
-        BoundServer {
-            core: self.core,
-            digest: self.digest,
-            lapse: self.lapse,
-            state: LeaseState::default(),
-            is_reused: true,
-        }
+    pub fn reuse(mut self) -> BoundServer {
+        self.core.ledger.take_settled_unnamed();
+        BoundServer { core: self.core, digest: self.digest, lapse: self.lapse, state: LeaseState::default() }
     }
 
     /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it.

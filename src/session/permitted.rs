@@ -1,4 +1,4 @@
-//! Which messages may reach a pooled server at all.
+//! Which messages may reach a pooled server at all, and how much of them at a time.
 
 use crate::net::buffer::Buffer;
 use crate::wire::frame::{HEADER, Header};
@@ -8,6 +8,15 @@ use crate::wire::violation::Violation;
 
 /// Text and types of a named prepared statement at most: it is kept as long as any client holds it.
 pub const MAX_STATEMENT: usize = 4 * 1024 * 1024;
+
+/// Outstanding answers of one client past which it is not read further.
+pub const MAX_OUTSTANDING: usize = 4096;
+
+/// Bytes of outstanding unnamed statements, likewise.
+pub const MAX_TEXTS: usize = 1024 * 1024;
+
+/// Bytes queued for a server past which the client is not read further: what it sends next waits in its own socket.
+pub const HIGH_WATER: usize = 64 * 1024;
 
 /// Refuses a named statement that is too long to be kept before the rest of it arrives.
 ///

@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::pool::ledger::{Due, Said, Unnamed};
+use crate::pool::server::BoundServer;
 use crate::pool::statement::Statement;
 use crate::wire::report::{Report, Sqlstate};
+use crate::wire::speak;
 
 /// Statements that one client may hold.
 pub const MAX_CLIENT_STATEMENTS: usize = 10_000;
@@ -18,7 +21,7 @@ pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
     bytes: usize,
     /// Text and types of the unnamed statement, while it was short enough to be remembered.
-    unnamed: Option<Box<[u8]>>,
+    unnamed: Unnamed,
 }
 
 /// Why a name cannot be given.
@@ -84,14 +87,41 @@ impl ClientStatements {
     }
 
     /// Remembers the unnamed statement, so that it follows the client to another server; none when it is too long.
-    pub fn remember_unnamed(&mut self, text_and_types: Option<&[u8]>) {
-        self.unnamed = text_and_types.map(Into::into);
+    pub fn remember_unnamed(&mut self, text_and_types: Unnamed) {
+        self.unnamed = text_and_types;
     }
 
     /// The unnamed statement.
     pub fn unnamed(&self) -> Option<&[u8]> {
         self.unnamed.as_deref()
     }
+}
+
+/// What is parsed to see what PostgreSQL says of it has this name, for a moment.
+const TRIAL: &[u8] = b"pgtenant_trial";
+
+/// Passes on a client's Parse of `name`: under the shared name if the server does not have the statement yet; otherwise
+/// the answer is given here, where nothing can be wrong with it, or PostgreSQL is asked once more.
+pub fn pass_parse(name: &[u8], text_and_types: &[u8], statement: Arc<Statement>, server: &mut BoundServer) {
+    let is_at_start = server.ledger().is_at_start();
+    let name = name.into();
+    if !server.will_have(&statement) {
+        speak::parse_raw(statement.server_name().as_bytes(), text_and_types, server.outgoing());
+        server.owe(Due::Parse { name, statement });
+    } else if is_at_start {
+        server.owe(Due::Said(Said::ParseComplete { name }));
+    } else {
+        // In a transaction that has failed, PostgreSQL refuses it.
+        try_out(text_and_types, Due::ParseAgain { name }, server);
+    }
+}
+
+/// Has a text parsed under a name that is gone at once; `due` is what its ParseComplete is to the client.
+pub fn try_out(text_and_types: &[u8], due: Due, server: &mut BoundServer) {
+    speak::parse_raw(TRIAL, text_and_types, server.outgoing());
+    speak::close_statement(TRIAL, server.outgoing());
+    server.owe(due);
+    server.owe(Due::Aside);
 }
 
 #[cfg(test)]

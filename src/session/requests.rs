@@ -1,12 +1,11 @@
 //! A client's messages on their way to a server: headers are scanned, statement names translated, bodies streamed.
 //!
-//! Only what names a prepared statement is read further than five bytes. Whatever is refused here is refused without
-//! a byte of it having reached the server.
+//! Only what names a prepared statement is read further than five bytes. Nothing of what is refused reaches the server.
 
 use bytes::BytesMut;
 
-use super::permitted::{check_known, check_statement_length};
-use super::prepared::ClientStatements;
+use super::permitted::{HIGH_WATER, MAX_OUTSTANDING, MAX_TEXTS, check_known, check_statement_length};
+use super::prepared::{self, ClientStatements};
 use crate::net::buffer::{BUFFER_SIZE, Buffer};
 use crate::pool::ledger::{Due, Said};
 use crate::pool::server::BoundServer;
@@ -23,12 +22,6 @@ const MAX_NAME: usize = 1024;
 
 /// A message is remembered or rewritten in one piece up to this size.
 const MAX_WHOLE: usize = BUFFER_SIZE - 1024;
-
-/// Outstanding answers of one client past which it is not read further.
-pub const MAX_OUTSTANDING: usize = 4096;
-
-/// Bytes queued for a server past which the client is not read further: what it sends next waits in its own socket.
-pub const HIGH_WATER: usize = 64 * 1024;
 
 /// The state of the scan between reads.
 #[derive(Default)]
@@ -160,7 +153,7 @@ impl Requests {
 
     /// Whether too many answers are outstanding. PostgreSQL may keep answers back until a Sync: it is told not to.
     fn is_stalled(&mut self, server: &mut BoundServer) -> bool {
-        if server.ledger().outstanding() < MAX_OUTSTANDING {
+        if server.ledger().outstanding() < MAX_OUTSTANDING && server.ledger().texts() < MAX_TEXTS {
             self.flushed = false;
             return false;
         }
@@ -222,14 +215,11 @@ impl Requests {
         };
         let statement = registry.intern(text_and_types);
         if let Err(refused) = statements.name(name, statement.clone()) {
+            // What is wrong with the text itself comes first, as on PostgreSQL.
+            prepared::try_out(text_and_types, Due::Aside, server);
             return self.say_error(&refused.report(name), server);
         }
-        if server.will_have(&statement) {
-            server.owe(Due::Said(Said::ParseComplete { name: name.into() }));
-        } else {
-            speak::parse_raw(statement.server_name().as_bytes(), text_and_types, server.outgoing());
-            server.owe(Due::Parse { name: Some(name.into()), statement: Some(statement) });
-        }
+        prepared::pass_parse(name, text_and_types, statement, server);
     }
 
     /// Fails the batch with an error of the proxy's own. The server is made to fail it too, so that what the batch did
@@ -264,8 +254,8 @@ impl Message<'_> {
     fn take(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
         match self.header.tag {
             tag::QUERY => {
-                // A simple query replaces the unnamed statement on the server.
-                *self.server.unnamed_is_ours() = false;
+                // A simple query drops the unnamed statement: that there is none is what the client is to find.
+                *self.server.unnamed_is_ours() = true;
                 self.read_text(incoming, 0);
                 self.stream(incoming, Some(Due::Query))
             }
@@ -359,6 +349,9 @@ impl Message<'_> {
         }
         if self.is_whole(incoming) {
             let body = self.body(incoming).to_vec();
+            if self.is_being_placed(&body) {
+                return Ok(Taken::NeedsMore);
+            }
             incoming.consume(self.header.frame());
             self.requests.parse(&body, self.server, self.statements, self.registry);
         } else {
@@ -374,10 +367,9 @@ impl Message<'_> {
         }
         // Longer ones pass as they are; they do not follow the client to another server.
         self.read_text(incoming, 1);
-        let text_and_types = self.is_whole(incoming).then(|| &self.body(incoming)[1..]);
-        self.statements.remember_unnamed(text_and_types);
+        let text_and_types = self.is_whole(incoming).then(|| self.body(incoming)[1..].into());
         *self.server.unnamed_is_ours() = true;
-        self.stream(incoming, Some(Due::Parse { name: None, statement: None }))
+        self.stream(incoming, Some(Due::ParseUnnamed(text_and_types)))
     }
 
     /// Bind: portal, statement, and the rest, which streams.
@@ -445,9 +437,8 @@ impl Message<'_> {
             return Ok(Taken::Done);
         }
         if is_close {
-            self.statements.remember_unnamed(None);
             *self.server.unnamed_is_ours() = true; // it will be gone, which is what the client wants to find
-            return self.stream(incoming, Some(Due::Close));
+            return self.stream(incoming, Some(Due::CloseUnnamed));
         }
         let server_name = self.ensure(name);
         let mut message = vec![self.header.tag];
@@ -461,9 +452,18 @@ impl Message<'_> {
         Ok(Taken::Done)
     }
 
-    /// Whether the meaning of a name must wait for the answers to an earlier batch.
+    /// The same for the text of a Parse.
+    fn is_being_placed(&mut self, body: &[u8]) -> bool {
+        let text = split_cstr(body).map(|(_, text)| text);
+        let ledger = self.server.ledger();
+        ledger.is_batch_before() && text.is_some_and(|text| ledger.is_placing(self.registry.intern(text).id))
+    }
+
+    /// Whether what a name means, or whether the server has it, must wait for the answers to an earlier batch.
     fn is_uncertain(&mut self, name: &[u8]) -> bool {
-        !name.is_empty() && self.server.ledger().is_uncertain(name)
+        let ledger = self.server.ledger();
+        ledger.is_uncertain(name)
+            || self.statements.get(name).is_some_and(|known| ledger.is_placing(known.id))
     }
 
     /// The server's name for the client's statement, after making sure that the server has it.
@@ -492,7 +492,7 @@ impl Message<'_> {
         match self.statements.unnamed() {
             Some(text_and_types) => speak::parse_raw(b"", text_and_types, self.server.outgoing()),
             // Whoever had the server before may have left one: the client must find none.
-            None => speak::close_unnamed(self.server.outgoing()),
+            None => speak::close_statement(b"", self.server.outgoing()),
         }
         self.server.owe(Due::Unnamed);
         *self.server.unnamed_is_ours() = true;

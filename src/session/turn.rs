@@ -212,13 +212,17 @@ impl<'a> Turn<'a> {
             self.pool.metrics().seal_refusals.increment(1);
             tracing::warn!("the database refused a seal; the server is closed");
         }
-        for skipped in self.heard.skipped.drain(..) {
+        // The last first: a name may have been closed and given anew in the same batch.
+        for skipped in self.heard.skipped.drain(..).rev() {
             match skipped {
                 Skipped::Parse(name) => drop(self.client.statements.close(&name)),
                 Skipped::Close(name, statement) => self.client.statements.put_back(name, statement),
                 Skipped::NotOnServer(id) => self.server.lacks(id),
                 Skipped::ToSync => self.client.requests.skip_to_sync(),
             }
+        }
+        if let Some(unnamed) = self.server.ledger().take_unnamed() {
+            self.client.statements.remember_unnamed(unnamed);
         }
         for code in self.heard.errors.drain(..) {
             self.pool.metrics().error(&code);

@@ -136,9 +136,13 @@ pub fn parse_raw(name: &[u8], text_and_types: &[u8], out: &mut BytesMut) {
     out.put_slice(text_and_types);
 }
 
-/// Close of the unnamed statement.
-pub fn close_unnamed(out: &mut BytesMut) {
-    encode(&ext::Close::new(tag::TARGET_STATEMENT, None), out);
+/// Close of a statement; no name is the unnamed one.
+pub fn close_statement(name: &[u8], out: &mut BytesMut) {
+    out.put_u8(tag::CLOSE);
+    out.put_i32((4 + 1 + name.len() + 1) as i32);
+    out.put_u8(tag::TARGET_STATEMENT);
+    out.put_slice(name);
+    out.put_u8(0);
 }
 
 /// Bind of text parameters to a named statement, and its execution; all results as text.

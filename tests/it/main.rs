@@ -3,6 +3,7 @@
 
 mod cleaning;
 mod commands;
+mod differential;
 mod ground;
 mod harness;
 mod install;

@@ -48,7 +48,7 @@ fn an_open_transaction_is_not_over() {
 #[test]
 fn a_flushed_batch_without_its_sync_is_not_over() {
     let mut ledger = Ledger::default();
-    ledger.push(Due::Parse { name: None, statement: None });
+    ledger.push(Due::ParseUnnamed(None));
     ledger.answer(tag::PARSE_COMPLETE).unwrap();
     assert!(!ledger.is_waiting());
     assert!(ledger.over().is_none());
@@ -61,7 +61,7 @@ fn a_flushed_batch_without_its_sync_is_not_over() {
 fn an_error_skips_up_to_sync_and_takes_back_what_was_skipped() {
     let mut ledger = Ledger::default();
     ledger.push(Due::Bind);
-    ledger.push(Due::Parse { name: Some(Box::from(&b"s1"[..])), statement: Some(statement(1)) });
+    ledger.push(Due::Parse { name: Box::from(&b"s1"[..]), statement: statement(1) });
     ledger.push(Due::Ensure(statement(2)));
     ledger.push(Due::Said(Said::CloseComplete { closed: Some((Box::from(&b"s0"[..]), statement(3))) }));
     ledger.push(Due::Sync);
