@@ -110,11 +110,16 @@ async fn cursors_and_large_results_stream() {
     assert_eq!((rows.len(), rows[99_999].get::<_, i32>(0)), (100_000, 100_000));
     let megabytes = client.query_one("SELECT repeat('y', 30000000)", &[]).await.unwrap();
     assert_eq!(megabytes.get::<_, &str>(0).len(), 30_000_000);
+    // Nothing of it was collected on its way.
+    let after_large = gate.resident_kib();
+    assert!(after_large < 40 * 1024, "{after_large} KiB");
     let sent = "z".repeat(10_000_000);
     let length = client.query_one("SELECT length($1)", &[&sent]).await.unwrap();
     assert_eq!(length.get::<_, i32>(0), 10_000_000);
     let length = value(&client, &format!("SELECT length('{sent}')")).await.unwrap();
     assert_eq!(length.as_deref(), Some("10000000"));
+    let after_large = gate.resident_kib();
+    assert!(after_large < 40 * 1024, "{after_large} KiB");
     let transaction = client.transaction().await.unwrap();
     let portal = transaction.bind("SELECT * FROM generate_series(1, 100)", &[]).await.unwrap();
     for _ in 0..4 {

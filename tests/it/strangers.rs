@@ -73,12 +73,6 @@ async fn send_and_leave(raw: &mut Raw, bytes: &[u8]) {
     let _ = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut answers)).await;
 }
 
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
-}
-
 #[tokio::test]
 async fn nothing_that_a_stranger_sends_disturbs_the_others() {
     let database = postgres::shared().database().await;
@@ -115,7 +109,7 @@ async fn nothing_that_a_stranger_sends_disturbs_the_others() {
         assert_eq!(seen.unwrap().as_deref(), Some("org-2"), "round {round}: {bytes:?}");
     }
     assert!(!gate.log().contains("panicked"), "{}", gate.log());
-    let resident = resident_kib(gate.pid());
+    let resident = gate.resident_kib();
     assert!(resident < 150 * 1024, "{resident} KiB");
     // No client that is gone holds a server.
     eventually("all servers to be idle", async || {
