@@ -3,6 +3,7 @@
 mod posture;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -12,6 +13,9 @@ use crate::config::{self, Config, Database, Role};
 use crate::net::dial::Dialer;
 use crate::net::tls;
 use crate::pool::server::{CleanServer, Place, Shard};
+
+/// The server that is asked is closed at once; no age matters.
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// Options of `check`.
 #[derive(clap::Args)]
@@ -143,7 +147,7 @@ async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<Strin
         Ok(dialled) => dialled,
         Err(error) => return vec![error.to_string()],
     };
-    let mut server = match CleanServer::prepare(dialled, Shard(0), Place::new(|| {})).await {
+    let mut server = match CleanServer::prepare(dialled, Shard(0), Place::new(|| {}), MAX_AGE).await {
         Ok(server) => server,
         Err(error) => return vec![error.to_string()],
     };

@@ -101,8 +101,22 @@ pub struct Database {
     pub server: Arc<Server>,
     /// Its name there.
     pub dbname: String,
+    /// How long a client keeps its server.
+    pub pool_mode: PoolMode,
     /// How many servers, and for how long.
     pub pool: PoolLimits,
+}
+
+/// How long a client keeps its server (PgBouncer's `pool_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PoolMode {
+    /// Until it leaves: everything that PostgreSQL offers works.
+    Session,
+    /// Until its transaction is over.
+    #[default]
+    Transaction,
+    /// Until its statement is over; transaction blocks are refused.
+    Statement,
 }
 
 /// Bounds of one pool: the servers of one database and one role.
@@ -110,11 +124,13 @@ pub struct Database {
 pub struct PoolLimits {
     /// Server connections at most.
     pub size: usize,
+    /// Server connections that are kept open even if nobody needs them.
+    pub min_idle: usize,
     /// How long a client waits for a server before it gets 53300.
     pub wait_timeout: Duration,
     /// An idle server older than this is closed.
     pub idle_timeout: Duration,
-    /// A server is closed at this age, once it is idle.
+    /// A server is closed at this age, once it is idle; each up to a tenth earlier, so that they do not go together.
     pub max_age: Duration,
 }
 

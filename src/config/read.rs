@@ -202,21 +202,20 @@ fn databases(section: &mut Section<'_, '_>, servers: &Named<Server>) -> Named<Da
 
 fn database(name: &str, section: &Section<'_, '_>, servers: &Named<Server>) -> Option<Database> {
     let dbname = or(section.get("dbname").map(|i| i.text()), name.to_owned());
-    if let Some(item) = section.get("pool_mode")
-        && let Some(mode) = item.text()
-    {
-        match mode.as_str() {
-            "transaction" => {}
-            "session" | "statement" => item.value_not_built(&mode, "\"transaction\" is"),
-            _ => item.note("must be \"transaction\""),
-        }
-    }
+    let modes = [
+        ("session", PoolMode::Session),
+        ("transaction", PoolMode::Transaction),
+        ("statement", PoolMode::Statement),
+    ];
+    let pool_mode = or(section.get("pool_mode").map(|i| i.choice(&modes)), PoolMode::default());
     let pool = pool(&section.section("pool"));
     let item = section.require("server", "the name of one of [servers]")?;
     let server = item.text()?;
     match servers.get(&server) {
         // A server that is there but wrong has its own mistake.
-        Some(found) => Some(Database { name: name.to_owned(), server: found.clone()?, dbname, pool }),
+        Some(found) => {
+            Some(Database { name: name.to_owned(), server: found.clone()?, dbname, pool_mode, pool })
+        }
         None => {
             item.note(format!("there is no [servers.{server}]; add it, or name one that is there"));
             None
@@ -225,15 +224,17 @@ fn database(name: &str, section: &Section<'_, '_>, servers: &Named<Server>) -> O
 }
 
 fn pool(section: &Section<'_, '_>) -> PoolLimits {
-    if let Some(item) = section.get("min_idle")
-        && item.number(0, 10_000).is_some_and(|number| number > 0)
-    {
-        item.not_built("servers are opened when they are needed");
-    }
     section.not_built("per_organization", "the pool's size is shared by all organizations");
     let day = 24 * HOUR;
+    let size = or(section.get("size").map(|i| i.number(1, 10_000)), 20) as usize;
+    let min_idle = section.get("min_idle");
+    let kept = min_idle.as_ref().and_then(|item| item.number(0, 10_000)).unwrap_or(0) as usize;
+    if let Some(item) = min_idle.filter(|_| kept > size) {
+        item.note(format!("is more than the pool's size ({size}); raise size, or lower min_idle"));
+    }
     PoolLimits {
-        size: or(section.get("size").map(|i| i.number(1, 10_000)), 20) as usize,
+        size,
+        min_idle: kept,
         wait_timeout: or(section.get("wait_timeout").map(|i| i.duration(MILLISECOND, HOUR)), 5 * SECOND),
         idle_timeout: or(section.get("idle_timeout").map(|i| i.duration(SECOND, day)), 600 * SECOND),
         max_age: or(section.get("max_age").map(|i| i.duration(SECOND, 30 * day)), HOUR),

@@ -78,8 +78,6 @@ fn what_is_not_built_is_named_and_never_ignored() {
         ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
         ("[servers.other]", "host = \"h\"\ncertificate = \"c\"", "servers.other.certificate"),
         ("[servers.other]", "host = \"/run/postgresql\"", "servers.other.host"),
-        ("[databases.other]", "server = \"main\"\npool_mode = \"session\"", "databases.other.pool_mode"),
-        ("[databases.other]", "server = \"main\"\npool.min_idle = 1", "databases.other.pool.min_idle"),
         (
             "[databases.other]",
             "server = \"main\"\npool.per_organization = 3",

@@ -71,7 +71,7 @@ pub enum DialError {
         /// Who wanted to sign in.
         role: String,
         /// What PostgreSQL said.
-        report: ServerReport,
+        report: Box<ServerReport>,
     },
     /// The two sides cannot agree on how: TLS, method, protocol.
     #[error("cannot sign in to PostgreSQL at {address}: {reason}")]
@@ -344,7 +344,7 @@ impl SignIn<'_> {
                         return Err(DialError::Refused {
                             address: self.dialer.address(),
                             role: self.dialer.role.clone(),
-                            report: ServerReport::parse(&body),
+                            report: Box::new(ServerReport::parse(&body)),
                         });
                     }
                     return Ok((header.tag, body));

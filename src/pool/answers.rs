@@ -5,7 +5,8 @@
 
 use bytes::BytesMut;
 
-use super::ledger::{Said, Skipped, Verdict};
+use super::due::{Said, Skipped};
+use super::ledger::Verdict;
 use super::server::BoundServer;
 use crate::net::buffer::BUFFER_SIZE;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
@@ -39,6 +40,8 @@ pub struct Heard {
     pub skipped: Vec<Skipped>,
     /// The database refused the seal.
     pub seal_refused: bool,
+    /// Shared statements whose result type has changed.
+    pub outdated: Vec<u64>,
 }
 
 impl Heard {
@@ -53,6 +56,7 @@ impl Heard {
         self.resets = false;
         self.skipped.clear();
         self.seal_refused = false;
+        self.outdated.clear();
     }
 }
 
@@ -188,10 +192,18 @@ impl BoundServer {
                 Ok(verdict)
             }
             tag::COMMAND_COMPLETE => {
+                if ledger.take_rewritten() {
+                    return Ok(Verdict::Swallow);
+                }
+                let dropped = ledger.is_deallocating().map(|dropped| dropped.all);
                 let (verdict, _) = ledger.answer(header.tag)?;
                 if verdict == Verdict::Pass {
-                    heard.resets |= body.starts_with(b"RESET") || body.starts_with(b"DISCARD ALL");
+                    let resets = body.starts_with(b"RESET") || body.starts_with(b"DISCARD ALL");
+                    heard.resets |= resets;
+                    state.has_reset |= resets;
                     match leaves_behind(body) {
+                        Leaves::NoStatements if dropped == Some(false) => {}
+                        Leaves::NoStatements if dropped == Some(true) => state.is_dirty = true,
                         Leaves::Nothing => {}
                         Leaves::Setting => {
                             heard.sets += 1;
@@ -202,6 +214,7 @@ impl BoundServer {
                             state.is_dirty = true;
                             state.unnamed_is_ours = false;
                             statements.clear();
+                            statements.extend(ledger.placed());
                         }
                     }
                 }
@@ -221,8 +234,12 @@ impl BoundServer {
                 }
                 heard.fatal |= matches!(report.severity.as_str(), "FATAL" | "PANIC");
                 state.is_doomed |= heard.fatal;
-                // A statement that the server lost (DEALLOCATE inside a function) or whose result type changed.
-                state.is_dirty |= matches!(report.code.as_str(), "26000" | "0A000");
+                // A statement that the server lost (DEALLOCATE inside a function).
+                state.is_dirty |= report.code == "26000";
+                if report.routine == CHANGED_RESULT {
+                    state.is_dirty = true;
+                    heard.outdated.extend(ledger.statement());
+                }
                 if report.code == "42501" && report.message == SEAL_REFUSED {
                     heard.seal_refused = true;
                     state.is_doomed = true;
@@ -259,9 +276,20 @@ impl BoundServer {
 /// The message by which the database refuses a seal (`architect/sql/interface.sql`).
 const SEAL_REFUSED: &str = "tenant context refused";
 
-/// Messages whose content is looked at.
+/// The function of PostgreSQL that says `cached plan must not change result type`, in whatever language.
+const CHANGED_RESULT: &str = "RevalidateCachedQuery";
+
+/// Messages whose content is looked at, and those that may come while the client is idle: they pass whole.
 fn is_read(kind: u8) -> bool {
-    matches!(kind, tag::READY_FOR_QUERY | tag::COMMAND_COMPLETE | tag::ERROR_RESPONSE | tag::PARAMETER_STATUS)
+    matches!(
+        kind,
+        tag::READY_FOR_QUERY
+            | tag::COMMAND_COMPLETE
+            | tag::ERROR_RESPONSE
+            | tag::PARAMETER_STATUS
+            | tag::NOTICE_RESPONSE
+            | tag::NOTIFICATION_RESPONSE
+    )
 }
 
 enum Leaves {

@@ -4,26 +4,22 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use super::ledger::TransactionOver;
 use super::queue::{Queue, Turn, Unserved};
-use super::server::{BoundServer, CleanServer, Idle, Place, Resting, Shard, TermsDigest, UsedServer};
+use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
 use super::shelf::{self, Choice, Offer};
 use super::statement::Registry;
+use super::supply::MAX_OPENING;
 use super::terms::Terms;
-use crate::config::PoolLimits;
+use crate::config::{PoolLimits, PoolMode};
 use crate::net::dial::{DialError, Dialer};
 use crate::observe::metrics::DatabaseMetrics;
-use crate::tenancy::seal::Sealer;
+use crate::tenancy::context::TenantContext;
+use crate::tenancy::seal::{SealedContext, Sealer, ServerPid};
+use crate::tenancy::settings::Settings;
 use crate::wire::report::{Report, Sqlstate};
-
-/// How long to wait before trying again to open a server, after the first failure and at most.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MOST: Duration = Duration::from_secs(2);
-
-/// Servers that may be signing in at the same time in one pool: more would only slow each other down.
-const MAX_OPENING: usize = 4;
 
 /// What a pool is made of.
 pub struct PoolSettings {
@@ -33,6 +29,8 @@ pub struct PoolSettings {
     pub role: String,
     /// How to open a server.
     pub dialer: Dialer,
+    /// How long a client keeps its server.
+    pub mode: PoolMode,
     /// Its bounds.
     pub limits: PoolLimits,
     /// Makes the seals; none where no key is configured, and then no context can be bound.
@@ -43,27 +41,27 @@ pub struct PoolSettings {
 
 /// Servers, and clients that wait for them.
 pub struct Pool {
-    settings: PoolSettings,
+    pub(super) settings: PoolSettings,
     registry: Registry,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// Least recently used first.
-    idle: Vec<Idle>,
-    waiting: Queue,
+    pub(super) idle: Vec<Idle>,
+    pub(super) waiting: Queue,
     /// Places taken: servers in any state, those being opened or cleaned included.
-    open: usize,
-    opening: usize,
+    pub(super) open: usize,
+    pub(super) opening: usize,
     /// ParameterStatus of the newest server.
-    parameters: Option<Arc<BTreeMap<String, String>>>,
+    pub(super) parameters: Option<Arc<BTreeMap<String, String>>>,
     /// Why the last attempt to open a server failed; none after a success.
-    trouble: Option<DialError>,
+    pub(super) trouble: Option<DialError>,
     /// How many clean servers were missed lately: as many are cleaned ahead of the next ones who want them.
-    clean_wanted: usize,
+    pub(super) clean_wanted: usize,
     /// No more servers are opened: the process ends.
-    is_closing: bool,
+    pub(super) is_closing: bool,
 }
 
 /// A pool's numbers at one moment.
@@ -88,6 +86,11 @@ impl Pool {
     /// The prepared statements that its clients share.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// How long its clients keep their servers.
+    pub fn mode(&self) -> PoolMode {
+        self.settings.mode
     }
 
     /// Where it reports.
@@ -167,20 +170,42 @@ impl Pool {
     }
 
     fn bind(&self, server: CleanServer, terms: &Terms) -> Result<BoundServer, Report> {
-        let sealed = match (terms.context(), &self.settings.sealer) {
-            (None, _) => None,
-            (Some(context), Some(sealer)) => {
-                Some((sealer.seal(context, server.pid(), SystemTime::now()), context))
-            }
-            (Some(_), None) => {
-                return Err(Report::new(
-                    Sqlstate::INTERNAL,
-                    "a context cannot be sealed without context.seal_key",
-                ));
-            }
-        };
+        let sealed = self.seal(server.pid(), terms)?;
         let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, *context));
         Ok(server.bind(sealed, terms.settings(), terms.digest()))
+    }
+
+    /// Binds a server anew for the client that keeps it, where that is due: its seal lapses, or a RESET undid what was
+    /// bound. `settings` are the client's own that the RESET took.
+    ///
+    /// # Errors
+    /// There is no key to seal with.
+    pub fn renew(&self, server: &mut BoundServer, terms: &Terms, settings: &Settings) -> Result<(), Report> {
+        if server.needs_binding(SystemTime::now())
+            && let Some(over) = server.ledger().over()
+        {
+            let sealed = self.seal(server.pid(), terms)?;
+            let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, *context));
+            server.rebind(&over, sealed, settings);
+            self.settings.metrics.bound.increment(1);
+        }
+        Ok(())
+    }
+
+    fn seal<'t>(
+        &self,
+        pid: ServerPid,
+        terms: &'t Terms,
+    ) -> Result<Option<(SealedContext, &'t TenantContext)>, Report> {
+        match (terms.context(), &self.settings.sealer) {
+            (None, _) => Ok(None),
+            (Some(context), Some(sealer)) => {
+                Ok(Some((sealer.seal(context, pid, SystemTime::now()), context)))
+            }
+            (Some(_), None) => {
+                Err(Report::new(Sqlstate::INTERNAL, "a context cannot be sealed without context.seal_key"))
+            }
+        }
     }
 
     /// Takes a server from the shelf, or waits for one.
@@ -284,7 +309,10 @@ impl Pool {
         }
     }
 
-    fn put_back(self: &Arc<Self>, server: Idle) {
+    pub(super) fn put_back(self: &Arc<Self>, server: Idle) {
+        if Instant::now() >= server.retires() {
+            return server.close(); // another is opened if somebody waits
+        }
         let mut state = self.lock();
         let Some(mut server) = state.waiting.hand(server) else { return };
         if let Idle::Used(used) = server {
@@ -325,142 +353,16 @@ impl Pool {
         });
     }
 
-    /// Opens one more server in the background.
-    fn open(self: &Arc<Self>, state: &mut State, shard: Shard) {
-        state.open += 1;
-        state.opening += 1;
-        let pool = self.clone();
-        let vacate = Arc::downgrade(self);
-        let place = Place::new(move || {
-            if let Some(pool) = vacate.upgrade() {
-                pool.vacated(shard);
-            }
-        });
-        tokio::spawn(async move { pool.open_one(shard, place).await });
-    }
-
-    async fn open_one(self: &Arc<Self>, shard: Shard, place: Place) {
-        let mut pause = RETRY_FIRST;
-        loop {
-            let error = match self.settings.dialer.dial().await {
-                Ok(dialled) => {
-                    let parameters = Arc::new(dialled.parameters.clone());
-                    match CleanServer::prepare(dialled, shard, place).await {
-                        Ok(server) => {
-                            self.opened(parameters, server);
-                        }
-                        Err(unclean) => {
-                            self.lock().opening -= 1;
-                            tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");
-                        }
-                    }
-                    return;
-                }
-                Err(error) => error,
-            };
-            tracing::warn!(pool = self.name(), reason = %error, "cannot open a server");
-            if !self.goes_on_opening(&error) {
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_MOST);
-        }
-    }
-
-    /// After a failure: whether it is worth trying again, which is as long as it may pass and somebody waits.
-    fn goes_on_opening(&self, error: &DialError) -> bool {
-        let mut state = self.lock();
-        state.trouble = Some(error.clone());
-        if !error.is_passing() {
-            state.waiting.refuse_all(|| refused(error));
-        }
-        if state.waiting.is_empty() {
-            state.opening -= 1;
-            return false;
-        }
-        true
-    }
-
-    fn opened(self: &Arc<Self>, parameters: Arc<BTreeMap<String, String>>, server: CleanServer) {
-        {
-            let mut state = self.lock();
-            state.opening -= 1;
-            state.trouble = None;
-            state.parameters = Some(parameters);
-        }
-        self.put_back(Idle::Clean(server, Instant::now()));
-    }
-
-    /// A server is gone; if clients wait, another is opened for them.
-    fn vacated(self: &Arc<Self>, shard: Shard) {
-        let mut state = self.lock();
-        state.open -= 1;
-        let wanted = !state.waiting.is_empty();
-        // Outside a runtime (the process ends) nothing more is opened.
-        let can_spawn = tokio::runtime::Handle::try_current().is_ok();
-        if wanted
-            && can_spawn
-            && !state.is_closing
-            && state.open < self.settings.limits.size
-            && state.opening < MAX_OPENING
-        {
-            self.open(&mut state, shard);
-        }
-    }
-
-    /// Closes idle servers that are too old or idle for too long. Called by the keeper once a second.
-    pub fn close_expired(&self, now: Instant) {
-        let limits = self.settings.limits;
-        let expired: Vec<Idle> = {
-            let mut state = self.lock();
-            let is_expired = |idle: &mut Idle| {
-                now.saturating_duration_since(idle.since()) > limits.idle_timeout
-                    || now.saturating_duration_since(idle.born()) > limits.max_age
-            };
-            state.idle.extract_if(.., is_expired).collect()
-        };
-        // Outside the lock: closing gives the places back, which takes it.
-        expired.into_iter().for_each(Resting::close);
-    }
-
-    /// Looks whether PostgreSQL answers, while no server is open that would show it: readiness must not depend on
-    /// clients coming first. Called by the keeper once a second.
-    pub async fn check(&self) {
-        let known = {
-            let state = self.lock();
-            state.open > 0 || state.trouble.as_ref().is_some_and(|trouble| !trouble.is_passing())
-        };
-        if known {
-            return;
-        }
-        let outcome = self.settings.dialer.probe().await;
-        let mut state = self.lock();
-        if state.open == 0 {
-            state.trouble = outcome.err();
-        }
-    }
-
-    /// Closes every idle server, at the end of the process.
-    pub fn close_idle(&self) {
-        let idle = {
-            let mut state = self.lock();
-            state.is_closing = true;
-            state.waiting.dismiss();
-            std::mem::take(&mut state.idle)
-        };
-        idle.into_iter().for_each(Resting::close);
-    }
-
     /// Cancels what a server runs, for a client that asked or is gone.
     pub fn dialer(&self) -> &Dialer {
         &self.settings.dialer
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("{}/{}", self.settings.database, self.settings.role)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it was held cannot have left it inconsistent in a way that matters more than serving on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -475,7 +377,7 @@ fn offer(idle: &Idle, wanted: TermsDigest, shard: Shard, now: SystemTime) -> Off
 }
 
 /// Tells a client why no server could be opened.
-fn refused(error: &DialError) -> Report {
+pub(super) fn refused(error: &DialError) -> Report {
     let code = match error {
         DialError::Unreachable { .. } => Sqlstate::CANNOT_CONNECT,
         DialError::Refused { .. } | DialError::Unsupported { .. } => Sqlstate::SERVER_REJECTED,

@@ -17,6 +17,8 @@ pub(super) struct LeaseState {
     pub(super) is_dirty: bool,
     /// A setting was changed, and what it is now is not in the terms.
     pub(super) has_set: bool,
+    /// The client reset its settings, and with them may have gone what was bound.
+    pub(super) has_reset: bool,
     /// It is closed when the transaction is over (a refused seal, a FATAL error).
     pub(super) is_doomed: bool,
 }

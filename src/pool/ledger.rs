@@ -6,115 +6,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::due::{Deallocated, Due, Said, Skipped, Special, Unnamed};
 use super::statement::Statement;
+use crate::tenancy::text::Deallocates;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
-
-/// Text and types of an unnamed statement; none if there is none, or it cannot be remembered.
-pub type Unnamed = Option<Arc<[u8]>>;
-
-/// A message whose answer is due.
-#[derive(Debug)]
-pub enum Due {
-    /// The proxy's binding or cleaning; everything up to its ReadyForQuery is the proxy's own business.
-    Binding,
-    /// A simple query: answers up to ReadyForQuery.
-    Query,
-    /// Sync: ReadyForQuery.
-    Sync,
-    /// A client's Parse of a name that was passed on: ParseComplete. Takes back the client's name for it if it fails.
-    Parse {
-        /// The client's name.
-        name: Box<[u8]>,
-        /// What the server now has.
-        statement: Arc<Statement>,
-    },
-    /// A client's Parse of what the server has already, passed on under another name: ParseComplete.
-    ParseAgain {
-        /// The client's name, taken back if it fails.
-        name: Box<[u8]>,
-    },
-    /// A client's Parse of the unnamed statement: ParseComplete. Text and types, if they are short enough to be
-    /// remembered.
-    ParseUnnamed(Unnamed),
-    /// A Parse that the proxy added: its ParseComplete is swallowed.
-    Ensure(Arc<Statement>),
-    /// A Parse or Close of the unnamed statement that the proxy added: its answer is swallowed.
-    Unnamed,
-    /// A Parse or Close of a name of the proxy's own: its answer is swallowed.
-    Aside,
-    /// Bind: BindComplete.
-    Bind,
-    /// Describe: RowDescription or NoData.
-    Describe,
-    /// Execute: CommandComplete, EmptyQueryResponse or PortalSuspended.
-    Execute,
-    /// Close of a portal: CloseComplete.
-    Close,
-    /// Close of the unnamed statement: CloseComplete.
-    CloseUnnamed,
-    /// CopyDone or CopyFail: no answer of its own; marks which Syncs a COPY swallowed.
-    CopyEnd,
-    /// An answer that the proxy gives itself when its turn comes.
-    Said(Said),
-    /// A message that the server refuses, so that the transaction fails as it would on PostgreSQL itself; the
-    /// ErrorResponse that the client gets in place of the server's.
-    Provoked(Box<[u8]>),
-}
-
-impl Due {
-    /// Whether a Sync must follow before the server is at rest again.
-    fn opens_batch(&self) -> bool {
-        !matches!(self, Due::Query | Due::Sync | Due::Binding | Due::CopyEnd)
-    }
-
-    /// The statement that it puts on the server.
-    fn places(&self) -> Option<u64> {
-        match self {
-            Due::Parse { statement, .. } | Due::Ensure(statement) => Some(statement.id),
-            _ => None,
-        }
-    }
-
-    /// Whether the unnamed statement is another one, or none, afterwards.
-    fn settles_unnamed(&self) -> bool {
-        matches!(self, Due::ParseUnnamed(_) | Due::CloseUnnamed | Due::Unnamed | Due::Query)
-    }
-
-    fn text_length(&self) -> usize {
-        match self {
-            Due::ParseUnnamed(Some(text)) => text.len(),
-            _ => 0,
-        }
-    }
-
-    /// The client's statement name that it gives or takes.
-    fn name(&self) -> Option<&[u8]> {
-        match self {
-            Due::Parse { name, .. }
-            | Due::ParseAgain { name }
-            | Due::Said(Said::ParseComplete { name } | Said::CloseComplete { closed: Some((name, _)) }) => {
-                Some(name)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Answers that the proxy gives in the server's place, in order.
-#[derive(Debug)]
-pub enum Said {
-    /// The statement is on this server already.
-    ParseComplete {
-        /// The client's name, taken back if the message turns out to be skipped.
-        name: Box<[u8]>,
-    },
-    /// A statement's Close stays in the proxy, where its name lives.
-    CloseComplete {
-        /// What the client closed, put back if the message turns out to be skipped.
-        closed: Option<(Box<[u8]>, Arc<Statement>)>,
-    },
-}
 
 /// What an answer means for who sees it.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -123,19 +19,6 @@ pub enum Verdict {
     Pass,
     /// The proxy's.
     Swallow,
-}
-
-/// A message that the server skipped after an error.
-#[derive(Debug)]
-pub enum Skipped {
-    /// The client's name for a statement that was not made.
-    Parse(Box<[u8]>),
-    /// A Close that did not happen.
-    Close(Box<[u8]>, Arc<Statement>),
-    /// A statement that the server does not have after all.
-    NotOnServer(u64),
-    /// Whatever is still to come before the next Sync.
-    ToSync,
 }
 
 /// Proof that a transaction is over: ReadyForQuery said idle and nothing is outstanding. Only [`Ledger::over`] makes one.
@@ -156,6 +39,8 @@ pub struct Ledger {
     status: Status,
     /// Answers came since the last ReadyForQuery (a Flush was answered), so a Sync is still to come.
     open_batch: bool,
+    /// Something was executed since the last ReadyForQuery, which may have begun a transaction.
+    has_executed: bool,
     /// Outstanding messages that give or take a client's statement name.
     naming: usize,
     /// Outstanding messages that put a statement on the server.
@@ -180,6 +65,7 @@ impl Default for Ledger {
             due: VecDeque::with_capacity(8),
             status: Status::Idle,
             open_batch: false,
+            has_executed: false,
             naming: 0,
             placing: 0,
             texts: 0,
@@ -196,8 +82,9 @@ impl Ledger {
     /// A message left for the server.
     pub fn push(&mut self, due: Due) {
         self.open_batch |= due.opens_batch();
-        self.naming += usize::from(due.name().is_some());
-        self.placing += usize::from(due.places().is_some());
+        self.has_executed |= matches!(due, Due::Query(_) | Due::Execute(_));
+        self.naming += usize::from(due.names());
+        self.placing += usize::from(due.places());
         self.texts += due.text_length();
         self.due.push_back(due);
     }
@@ -225,13 +112,23 @@ impl Ledger {
         if self.naming == 0 {
             return false;
         }
-        let in_earlier_batches = self.due.iter().rev().skip_while(|due| !matches!(due, Due::Sync));
-        in_earlier_batches.filter_map(Due::name).any(|uncertain| uncertain == name)
+        let mut in_earlier_batches = self.due.iter().rev().skip_while(|due| !due.ends_batch());
+        in_earlier_batches.any(|due| due.concerns(name))
+    }
+
+    /// The same of all that a DEALLOCATE drops.
+    pub fn is_uncertain_what(&self, dropped: &Deallocates) -> bool {
+        match dropped {
+            Deallocates::One(name) => self.is_uncertain(name),
+            Deallocates::All => {
+                self.naming > 0 && self.due.iter().rev().skip_while(|due| !due.ends_batch()).any(Due::names)
+            }
+        }
     }
 
     /// Whether an earlier batch that puts a statement on the server is unanswered.
     pub fn is_batch_before(&self) -> bool {
-        self.placing > 0 && self.due.iter().any(|due| matches!(due, Due::Sync))
+        self.placing > 0 && self.due.iter().any(Due::ends_batch)
     }
 
     /// Whether the server will have a statement depends on a message of an earlier batch that may still fail.
@@ -239,8 +136,7 @@ impl Ledger {
         if self.placing == 0 {
             return false;
         }
-        let in_earlier_batches = self.due.iter().rev().skip_while(|due| !matches!(due, Due::Sync));
-        in_earlier_batches.filter_map(Due::places).any(|placed| placed == id)
+        self.due.iter().rev().skip_while(|due| !due.ends_batch()).any(|due| due.moves(id))
     }
 
     /// The same for the unnamed statement, which a simple query drops too.
@@ -258,8 +154,8 @@ impl Ledger {
 
     fn pop(&mut self) -> Option<Due> {
         let due = self.due.pop_front()?;
-        self.naming -= usize::from(due.name().is_some());
-        self.placing -= usize::from(due.places().is_some());
+        self.naming -= usize::from(due.names());
+        self.placing -= usize::from(due.places());
         self.texts -= due.text_length();
         Some(due)
     }
@@ -267,6 +163,16 @@ impl Ledger {
     /// Whether a message that is sent now meets no transaction, and nothing before it that may fail.
     pub fn is_at_start(&self) -> bool {
         self.status == Status::Idle && self.due.iter().all(|due| matches!(due, Due::Binding))
+    }
+
+    /// Whether what is executed now is certain to begin outside a transaction block.
+    pub fn is_outside_transaction(&self) -> bool {
+        self.status == Status::Idle && !self.has_executed
+    }
+
+    /// Whether the server was in a transaction block when it last said so.
+    pub fn is_in_transaction(&self) -> bool {
+        self.status == Status::InTransaction
     }
 
     /// Whether an answer is due.
@@ -307,7 +213,7 @@ impl Ledger {
         self.has_settled_unnamed |= self.due.front().is_some_and(Due::settles_unnamed);
         let verdict = match self.due.front() {
             Some(Due::Binding) => Verdict::Swallow,
-            Some(Due::Query) => {
+            Some(Due::Query(_)) => {
                 // A simple query drops the unnamed statement.
                 self.unnamed = Some(None);
                 Verdict::Pass
@@ -326,6 +232,7 @@ impl Ledger {
         };
         self.pop();
         self.open_batch = self.due.iter().any(Due::opens_batch);
+        self.has_executed = self.due.iter().any(|due| matches!(due, Due::Query(_) | Due::Execute(_)));
         self.swallowed = 0;
         Ok(verdict)
     }
@@ -339,18 +246,20 @@ impl Ledger {
         let front = match self.due.front() {
             Some(Due::Binding) => return Ok((Verdict::Swallow, None)),
             // Answers inside a simple query are its own; ReadyForQuery ends it.
-            Some(Due::Query) => return Ok((Verdict::Pass, None)),
+            Some(Due::Query(_)) => return Ok((Verdict::Pass, None)),
             Some(front) => front,
             None => return Err(Violation::Unexpected(kind)),
         };
         let settles = match front {
-            Due::Parse { .. } | Due::ParseAgain { .. } | Due::ParseUnnamed(_) | Due::Ensure(_) => {
-                kind == tag::PARSE_COMPLETE
-            }
+            Due::Parse { .. }
+            | Due::ParseAgain { .. }
+            | Due::ParseAsIs
+            | Due::ParseUnnamed(_)
+            | Due::Ensure(_) => kind == tag::PARSE_COMPLETE,
             Due::Unnamed | Due::Aside => matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE),
-            Due::Bind => kind == tag::BIND_COMPLETE,
-            Due::Describe => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
-            Due::Execute => {
+            Due::Bind(_) => kind == tag::BIND_COMPLETE,
+            Due::Describe(_) => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
+            Due::Execute(_) => {
                 matches!(kind, tag::COMMAND_COMPLETE | tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED)
             }
             Due::Close | Due::CloseUnnamed => kind == tag::CLOSE_COMPLETE,
@@ -380,6 +289,40 @@ impl Ledger {
     pub fn provoked(&mut self) -> Option<Box<[u8]>> {
         match self.due.front_mut() {
             Some(Due::Provoked(report)) => Some(std::mem::take(report)),
+            Some(Due::Query(Some(special))) => match special.as_mut() {
+                Special::Refused(report) if !report.is_empty() => Some(std::mem::take(report)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether the next CommandComplete belongs to what the proxy put before a client's DEALLOCATE; after this it is
+    /// the client's.
+    pub fn take_rewritten(&mut self) -> bool {
+        match self.due.front_mut() {
+            Some(Due::Query(Some(special))) => match special.as_mut() {
+                Special::Deallocates { is_rewritten, .. } => std::mem::take(is_rewritten),
+                Special::Refused(_) => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether what the message now being answered drops was taken account of when it was sent.
+    pub fn is_deallocating(&self) -> Option<&Deallocated> {
+        self.due.front()?.deallocated().filter(|closed| closed.all || !closed.names.is_empty())
+    }
+
+    /// Statements that outstanding messages put on the server.
+    pub fn placed(&self) -> impl Iterator<Item = u64> {
+        self.due.iter().filter_map(Due::placed)
+    }
+
+    /// The shared statement that the message now being answered is of.
+    pub fn statement(&self) -> Option<u64> {
+        match self.due.front() {
+            Some(Due::Bind(id) | Due::Describe(id)) => *id,
             _ => None,
         }
     }
@@ -413,8 +356,15 @@ impl Ledger {
         }
         self.strays += std::mem::take(&mut self.swallowed);
         self.has_lost_unnamed = false;
-        if matches!(self.due.front(), Some(Due::Query | Due::Sync)) {
-            return Verdict::Pass;
+        match self.due.front_mut() {
+            Some(query @ Due::Query(_)) => {
+                self.naming -= usize::from(query.names());
+                self.placing -= usize::from(query.places());
+                query.take_deallocated(skipped);
+                return Verdict::Pass;
+            }
+            Some(Due::Sync) => return Verdict::Pass,
+            _ => {}
         }
         self.has_lost_unnamed = matches!(self.due.front(), Some(Due::Unnamed));
         if let Some(Due::ParseUnnamed(_)) = self.due.front() {
@@ -440,7 +390,8 @@ impl Ledger {
                 Some(Due::Said(Said::CloseComplete { closed: Some((name, statement)) })) => {
                     skipped.push(Skipped::Close(name, statement));
                 }
-                _ => {}
+                Some(mut other) => other.take_deallocated(skipped),
+                None => {}
             }
         }
         if skips_on {
@@ -458,7 +409,7 @@ impl Ledger {
         if self.is_binding() {
             return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
         }
-        if !matches!(self.due.front(), Some(Due::Query | Due::Execute)) {
+        if !matches!(self.due.front(), Some(Due::Query(_) | Due::Execute(_))) {
             return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
         }
         let end = self.due.iter().position(|due| matches!(due, Due::CopyEnd)).unwrap_or(self.due.len());

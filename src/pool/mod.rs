@@ -4,6 +4,7 @@
 //! [`shelf`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
+pub mod due;
 mod inquiry;
 mod lease;
 mod lease_state;
@@ -12,6 +13,7 @@ mod queue;
 pub mod server;
 pub mod shelf;
 pub mod statement;
+mod supply;
 mod terms;
 
 pub use lease::{Pool, PoolSettings};

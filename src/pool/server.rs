@@ -16,8 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
 
+use super::due::Due;
 use super::lease_state::LeaseState;
-use super::ledger::{Due, Ledger, TransactionOver};
+use super::ledger::{Ledger, TransactionOver};
 use super::statement::Statement;
 use crate::net::buffer::Buffer;
 use crate::net::dial::Dialled;
@@ -36,6 +37,10 @@ const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prepared statements on one server; past this number it is cleaned, which drops them all.
 const MAX_STATEMENTS: usize = 1_000;
+
+mod idle;
+
+pub use idle::{Idle, Resting};
 
 /// The thread whose reactor a server's socket is registered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +68,8 @@ struct Core {
     ledger: Ledger,
     key: Arc<CancelKey>,
     statements: HashSet<u64>,
-    born: Instant,
+    /// When it is closed at the latest, once it is idle.
+    retires: Instant,
     shard: Shard,
     place: Option<Place>,
 }
@@ -169,7 +175,12 @@ impl CleanServer {
     ///
     /// # Errors
     /// It does not acknowledge.
-    pub async fn prepare(dialled: Dialled, shard: Shard, place: Place) -> Result<Self, Unclean> {
+    pub async fn prepare(
+        dialled: Dialled,
+        shard: Shard,
+        place: Place,
+        max_age: Duration,
+    ) -> Result<Self, Unclean> {
         let mut core = Core {
             stream: dialled.stream,
             incoming: dialled.incoming,
@@ -177,7 +188,7 @@ impl CleanServer {
             ledger: Ledger::default(),
             key: Arc::new(dialled.key),
             statements: HashSet::new(),
-            born: Instant::now(),
+            retires: Instant::now() + spread(max_age)?,
             shard,
             place: Some(place),
         };
@@ -245,6 +256,41 @@ impl BoundServer {
         self.core.ledger.push(due);
     }
 
+    /// Something may be left on it that its answers do not tell: it is cleaned before anyone else gets it.
+    pub fn leaves_something(&mut self) {
+        self.state.is_dirty = true;
+    }
+
+    /// Whether it must be closed: a refused seal, or answers that may come from nowhere.
+    pub fn is_doomed(&self) -> bool {
+        self.state.is_doomed
+    }
+
+    /// Whether a client that keeps it needs it bound anew: the seal lapses, or a RESET took what was bound.
+    pub fn needs_binding(&self, now: SystemTime) -> bool {
+        self.state.has_reset || self.lapse.is_some_and(|lapse| !lapse.is_fresh(now))
+    }
+
+    /// Binds it anew for the client that keeps it, under the same terms, between two of its transactions.
+    pub fn rebind(
+        &mut self,
+        _over: &TransactionOver,
+        sealed: Option<(&SealedContext, &TenantContext)>,
+        settings: &Settings,
+    ) {
+        let bound = sealed.map(|(sealed, context)| (sealed, context.payload()));
+        if statements::rebind(bound, settings, &mut self.core.outgoing) {
+            self.core.ledger.push(Due::Binding);
+        }
+        self.state.has_reset = false;
+        self.lapse = sealed.map(|(sealed, _)| sealed.lapse());
+    }
+
+    /// The server process, which the seal is bound to.
+    pub fn pid(&self) -> ServerPid {
+        ServerPid(self.core.key.pid)
+    }
+
     /// Where the proxy's own messages between the client's are queued.
     pub fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.core.outgoing
@@ -263,6 +309,16 @@ impl BoundServer {
     /// Takes back that the server has a statement.
     pub fn lacks(&mut self, id: u64) {
         self.core.statements.remove(&id);
+    }
+
+    /// It is about to drop all its statements; tells which.
+    pub fn drops_statements(&mut self) -> HashSet<u64> {
+        std::mem::take(&mut self.core.statements)
+    }
+
+    /// Takes back that it dropped them.
+    pub fn still_has(&mut self, ids: HashSet<u64>) {
+        self.core.statements.extend(ids);
     }
 
     /// Whether the unnamed statement on the server is this client's; what the server has is set by the caller.
@@ -381,93 +437,23 @@ impl UsedServer {
     }
 }
 
-/// What the shelf asks of a server that nobody holds.
-pub trait Resting {
-    /// Where its socket is registered.
-    fn shard(&self) -> Shard;
-    /// When it was opened.
-    fn born(&self) -> Instant;
-    /// Whether it still answers.
-    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool;
-    /// Moves its socket to the calling thread's reactor.
-    fn rehome(&mut self, shard: Shard) -> io::Result<()>;
-    /// Says goodbye and closes.
-    fn close(self);
+/// A tenth of the age, at most, is taken off at random: servers that were opened together are not closed together.
+fn spread(age: Duration) -> Result<Duration, Unclean> {
+    let mut random = [0; 2];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
+    let share = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
+    Ok(age.mul_f64(1.0 - 0.1 * share))
 }
 
-impl Resting for Core {
-    fn shard(&self) -> Shard {
-        self.shard
-    }
-    fn born(&self) -> Instant {
-        self.born
-    }
-    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
-        Core::is_alive(self, cx)
-    }
-    fn rehome(&mut self, shard: Shard) -> io::Result<()> {
-        if self.shard != shard {
-            self.stream.rehome()?;
-            self.shard = shard;
-        }
-        Ok(())
-    }
-    fn close(mut self) {
-        // One try: PostgreSQL copes with a socket that just closes.
-        let mut out = BytesMut::new();
-        speak::terminate(&mut out);
-        let _ = self.stream.poll_send(&mut Context::from_waker(std::task::Waker::noop()), &mut out);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A server that nobody holds.
-pub enum Idle {
-    /// Ready for any binding.
-    Clean(CleanServer, Instant),
-    /// Bound to what it last served.
-    Used(UsedServer),
-}
-
-impl Idle {
-    /// Since when nobody holds it.
-    pub fn since(&self) -> Instant {
-        match self {
-            Self::Clean(_, since) => *since,
-            Self::Used(used) => used.idle_since,
-        }
-    }
-
-    fn core(&mut self) -> &mut Core {
-        match self {
-            Self::Clean(server, _) => &mut server.0,
-            Self::Used(server) => &mut server.core,
-        }
-    }
-}
-
-impl Resting for Idle {
-    fn shard(&self) -> Shard {
-        match self {
-            Self::Clean(server, _) => server.0.shard,
-            Self::Used(server) => server.core.shard,
-        }
-    }
-    fn born(&self) -> Instant {
-        match self {
-            Self::Clean(server, _) => server.0.born,
-            Self::Used(server) => server.core.born,
-        }
-    }
-    fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
-        self.core().is_alive(cx)
-    }
-    fn rehome(&mut self, shard: Shard) -> io::Result<()> {
-        self.core().rehome(shard)
-    }
-    fn close(self) {
-        match self {
-            Self::Clean(server, _) => server.0.close(),
-            Self::Used(server) => server.core.close(),
-        }
+    #[test]
+    fn ages_are_spread_over_their_last_tenth() {
+        let age = Duration::from_secs(1000);
+        let ages: Vec<_> = (0..64).filter_map(|_| spread(age).ok()).collect();
+        assert!(ages.iter().all(|spread| (Duration::from_secs(900)..=age).contains(spread)));
+        assert!(ages.iter().any(|spread| *spread != ages[0]));
     }
 }

@@ -62,9 +62,10 @@ fn rank(offer: Offer) -> u8 {
 }
 
 /// Which idle server to clean in the background, given which of them are clean, least recently used first: the
-/// oldest used one when no clean one is left, so that those used most recently may still serve the same terms again.
+/// oldest used one when no clean one is left, so that those used most recently may still serve the same terms again. A
+/// server that is alone was used by who is likely to be next.
 pub fn to_clean(mut is_clean: impl ExactSizeIterator<Item = bool>) -> Option<usize> {
-    (is_clean.len() > 0 && is_clean.all(|clean| !clean)).then_some(0)
+    (is_clean.len() > 1 && is_clean.all(|clean| !clean)).then_some(0)
 }
 
 #[cfg(test)]
@@ -104,6 +105,7 @@ mod tests {
     fn the_oldest_used_server_is_cleaned_when_no_clean_one_is_left() {
         assert_eq!(to_clean([false, false].into_iter()), Some(0));
         assert_eq!(to_clean([false, true].into_iter()), None);
+        assert_eq!(to_clean([false].into_iter()), None);
         assert_eq!(to_clean([].into_iter()), None);
     }
 }

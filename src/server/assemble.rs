@@ -59,6 +59,7 @@ fn pools(config: &Config) -> Result<Pools, ServeError> {
                 database: database.name.clone(),
                 role: role.name.clone(),
                 dialer,
+                mode: database.pool_mode,
                 limits: database.pool,
                 sealer: sealer.clone().filter(|_| role.tenancy != Tenancy::None),
                 metrics: metrics.clone(),

@@ -8,9 +8,13 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::observe::metrics::Stock;
 use crate::pool::Pool;
+use crate::pool::server::Shard;
 
 /// How often.
 const ROUND: Duration = Duration::from_secs(1);
+
+/// The main thread's reactor: what it opens moves to the thread of its first client.
+const HERE: Shard = Shard(usize::MAX);
 
 /// All pools, by database and role.
 #[derive(Clone, Default)]
@@ -78,6 +82,7 @@ pub(super) async fn keep(pools: Pools, metrics: PrometheusHandle) {
         for pool in pools.all() {
             pool.close_expired(Instant::now());
             pool.check().await;
+            pool.keep_stocked(HERE);
         }
         // Samples of histograms are kept until somebody folds them in; between scrapes that is us.
         metrics.run_upkeep();

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 
 use super::prepared::ClientStatements;
+use super::reported::Reported;
 use super::requests::Requests;
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
@@ -19,4 +20,6 @@ pub struct Client {
     pub requests: Requests,
     /// Its prepared statements.
     pub statements: ClientStatements,
+    /// What it knows of its settings.
+    pub reported: Reported,
 }

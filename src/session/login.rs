@@ -13,6 +13,7 @@ use super::cancel::Cancels;
 use super::farewell;
 use super::gate::Gate;
 use super::relay::{Parties, Relay};
+use super::reported::Reported;
 use super::turn;
 use crate::auth::scram::{ScramError, ServerFirst};
 use crate::auth::token::{self, MAX_TOKEN_BYTES};
@@ -135,7 +136,8 @@ impl Login {
         let settings = differing(settings, &reported);
         let terms = Terms::new(context.map(Arc::new), Arc::new(settings));
         let parameters = self.tell_parameters(&pool, &terms, &reported).await?;
-        Ok(SignedIn { role, pool, terms, parameters })
+        let reported = Reported::at_sign_in(reported, &parameters);
+        Ok(SignedIn { role, pool, terms, parameters, reported })
     }
 
     /// Protocol 3.0 is spoken; a client that asks for more is told so (PostgreSQL documentation, 53.2.1).
@@ -288,7 +290,7 @@ impl Login {
         let subject = signed_in.terms.context().map_or("", TenantContext::subject);
         tracing::debug!(peer = %self.peer, user = %signed_in.role.name, database = %self.message.database, subject, "signed in");
         let parties = Parties { gate: self.gate, pool: signed_in.pool, shard: self.shard, registered };
-        Some(Relay::new(parties, self.stream, self.incoming, signed_in.terms))
+        Some(Relay::new(parties, (self.stream, self.incoming), signed_in.terms, signed_in.reported))
     }
 
     async fn send(&mut self) -> Result<(), Refusal> {
@@ -334,6 +336,7 @@ struct SignedIn {
     pool: Arc<Pool>,
     terms: Terms,
     parameters: BTreeMap<String, String>,
+    reported: Reported,
 }
 
 fn wrong_password(role: &str, detail: &str) -> Refusal {

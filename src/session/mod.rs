@@ -5,10 +5,12 @@ mod client;
 mod farewell;
 mod gate;
 mod login;
+mod message;
 mod opening;
 mod permitted;
 mod prepared;
 mod relay;
+mod reported;
 mod requests;
 mod turn;
 

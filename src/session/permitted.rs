@@ -1,6 +1,8 @@
 //! Which messages may reach a pooled server at all, and how much of them at a time.
 
+use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
+use crate::tenancy::text::{Effects, NeedsSession};
 use crate::wire::frame::{HEADER, Header};
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::tag;
@@ -56,5 +58,83 @@ pub fn check_known(header: Header) -> Result<(), Report> {
         )
         .hint("Call the function with SELECT.")),
         other => Err(Violation::Unexpected(other).into()),
+    }
+}
+
+/// What a server gets in place of a simple query that is refused. It cannot succeed.
+pub const REFUSED: &str = "pgtenant refused what stood here";
+
+/// Why a text is not executed: it would only half work on a server that its client does not keep. `is_outside`: it is
+/// certain to be executed outside a transaction block, so that whatever it makes would be gone at once.
+pub fn refusal(mode: PoolMode, effects: &Effects, is_outside: bool) -> Option<Report> {
+    if let Some(report) = refusal_at_parse(mode, effects) {
+        return Some(report);
+    }
+    let is_alone = effects.statements == 1 && is_outside;
+    let (what, hint) = match effects.needs_session.filter(|_| is_alone && mode != PoolMode::Session)? {
+        NeedsSession::Listen => return None, // refused above
+        NeedsSession::Prepare => (
+            "PREPARE outside a transaction",
+            "Prepare by the protocol, as drivers do, inside a transaction, or with pool_mode = \"session\".",
+        ),
+        NeedsSession::Temporary => (
+            "a temporary object outside a transaction",
+            "Make and use it in one transaction, or use pool_mode = \"session\" for this database.",
+        ),
+        NeedsSession::Holdable => (
+            "a cursor WITH HOLD outside a transaction",
+            "Open and read it in one transaction, or use pool_mode = \"session\" for this database.",
+        ),
+        NeedsSession::AdvisoryLock => (
+            "a session-level advisory lock outside a transaction",
+            "Use pg_advisory_xact_lock in a transaction, or pool_mode = \"session\" for this database.",
+        ),
+    };
+    Some(
+        Report::new(Sqlstate::NOT_SUPPORTED, format!("{what} does not last with {}", setting(mode)))
+            .detail("The next transaction may run on another server.")
+            .hint(hint),
+    )
+}
+
+/// The same, of what is not even worth preparing.
+pub fn refusal_at_parse(mode: PoolMode, effects: &Effects) -> Option<Report> {
+    if mode == PoolMode::Session {
+        return None;
+    }
+    if effects.needs_session == Some(NeedsSession::Listen) {
+        let what = format!("LISTEN does not work with {}", setting(mode));
+        return Some(Report::new(Sqlstate::NOT_SUPPORTED, what).hint(
+            "Use pool_mode = \"session\" for the database that clients listen on; NOTIFY works in every mode.",
+        ));
+    }
+    if mode == PoolMode::Statement && effects.begins {
+        return Some(block_refused());
+    }
+    None
+}
+
+/// In statement mode there are no transaction blocks.
+pub fn block_refused() -> Report {
+    let what = format!("transaction blocks are not allowed with {}", setting(PoolMode::Statement));
+    Report::new(Sqlstate::NOT_SUPPORTED, what).hint(
+        "Send the statements as one simple query, or use pool_mode = \"transaction\" for this database.",
+    )
+}
+
+/// Names with our prefix are not for clients.
+pub fn reserved_name() -> Report {
+    Report::new(
+        Sqlstate::RESERVED_NAME,
+        "prepared statement names that begin with \"pgtenant_\" are reserved",
+    )
+    .hint("Choose another name.")
+}
+
+fn setting(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Session => "pool_mode = \"session\"",
+        PoolMode::Transaction => "pool_mode = \"transaction\"",
+        PoolMode::Statement => "pool_mode = \"statement\"",
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::pool::ledger::{Due, Said, Unnamed};
+use crate::pool::due::{Deallocated, Due, Said, Unnamed};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Statement;
+use crate::tenancy::text::Deallocates;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
 
@@ -78,6 +79,25 @@ impl ClientStatements {
         Some(closed)
     }
 
+    /// Forgets what an SQL-level DEALLOCATE drops, here and on the server.
+    pub fn deallocate(&mut self, which: &Deallocates, server: &mut BoundServer) -> Deallocated {
+        match which {
+            Deallocates::One(name) => {
+                Deallocated { names: self.close(name).into_iter().collect(), ..Deallocated::default() }
+            }
+            Deallocates::All => {
+                self.bytes = 0;
+                let names = self.named.drain().collect();
+                Deallocated { names, on_server: server.drops_statements(), all: true }
+            }
+        }
+    }
+
+    /// The statement with this number, if a name stands for it.
+    pub fn numbered(&self, id: u64) -> Option<&Arc<Statement>> {
+        self.named.values().find(|statement| statement.id == id)
+    }
+
     /// Puts back what was closed by a message that the server skipped.
     pub fn put_back(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
         self.bytes += statement.text_and_types.len();
@@ -95,6 +115,21 @@ impl ClientStatements {
     pub fn unnamed(&self) -> Option<&[u8]> {
         self.unnamed.as_deref()
     }
+}
+
+/// What a client is told of a statement whose result type has changed since it was prepared, as PostgreSQL tells it.
+pub fn outdated() -> Report {
+    Report::new(Sqlstate::NOT_SUPPORTED, "cached plan must not change result type")
+}
+
+/// A DEALLOCATE of a name that lives here: PostgreSQL has something to drop, and answers as it always does.
+pub const DEALLOCATE_ONE: &str = "PREPARE pgtenant_gone AS SELECT 1; DEALLOCATE pgtenant_gone";
+
+/// The same as the unnamed statement.
+pub fn parse_deallocate(server: &mut BoundServer) {
+    speak::parse("pgtenant_gone", "SELECT 1", server.outgoing());
+    server.owe(Due::Aside);
+    speak::parse("", "DEALLOCATE pgtenant_gone", server.outgoing());
 }
 
 /// What is parsed to see what PostgreSQL says of it has this name, for a moment.

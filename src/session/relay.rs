@@ -1,5 +1,6 @@
 //! A signed-in client: idle until it asks, then a turn on a server, transaction by transaction.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -12,8 +13,10 @@ use super::client::Client;
 use super::farewell;
 use super::gate::Gate;
 use super::prepared::ClientStatements;
+use super::reported::Reported;
 use super::requests::{Requests, Wants};
-use super::turn::{Changes, End, Turn};
+use super::turn::{Changes, End, SERVER_GONE, Turn};
+use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
 use crate::pool::ledger::TransactionOver;
@@ -33,6 +36,10 @@ pub struct Relay {
     /// What it gave at start-up: what RESET goes back to.
     own_settings: Settings,
     registered: Registered,
+    /// In session mode, the client's server between its transactions.
+    held: Option<BoundServer>,
+    /// Settings of its own that a RESET took from the server it holds.
+    lost_settings: Settings,
     /// PostgreSQL ended the session, and the client heard it.
     told_fatal: bool,
     /// The client's end of the conversation.
@@ -51,6 +58,10 @@ pub(super) struct Parties {
 enum Next {
     /// Bytes arrived.
     Bytes,
+    /// The server that the client keeps said something.
+    Server,
+    /// It closed.
+    ServerGone,
     /// It is gone.
     Gone,
     /// The house is closing.
@@ -59,24 +70,44 @@ enum Next {
 
 impl Relay {
     /// Goes on with what the client may have sent behind its password.
-    pub(super) fn new(parties: Parties, stream: Stream, incoming: Buffer, terms: Terms) -> Self {
+    pub(super) fn new(
+        parties: Parties,
+        (stream, incoming): (Stream, Buffer),
+        terms: Terms,
+        reported: Reported,
+    ) -> Self {
+        let Parties { gate, pool, shard, registered } = parties;
         let client = Client {
             stream,
             incoming,
             outgoing: BytesMut::new(),
-            requests: Requests::default(),
+            requests: Requests::new(pool.mode()),
             statements: ClientStatements::default(),
+            reported,
         };
-        let Parties { gate, pool, shard, registered } = parties;
-        let own_settings = terms.settings().clone();
-        Self { gate, pool, shard, terms, own_settings, registered, client, told_fatal: false }
+        Self {
+            gate,
+            shard,
+            own_settings: terms.settings().clone(),
+            terms,
+            registered,
+            held: None,
+            lost_settings: Settings::new(),
+            client,
+            told_fatal: false,
+            pool,
+        }
     }
 
     /// Serves the client until it leaves.
     pub async fn run(mut self) {
         let pool = self.pool.clone();
         let _arrived = pool.metrics().arrive();
-        match self.serve().await {
+        let end = self.serve().await;
+        if let Some(server) = self.held.take() {
+            self.let_go(server).await;
+        }
+        match end {
             Ok(()) => farewell::close(self.client.stream, self.client.outgoing).await,
             Err(report) => farewell::fatal(self.client.stream, self.client.outgoing, &report).await,
         }
@@ -97,9 +128,7 @@ impl Relay {
                 Wants::More => match self.next().await {
                     Next::Bytes => {}
                     Next::Gone => return Ok(()),
-                    Next::Drain => {
-                        return Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down"));
-                    }
+                    other => self.is_disturbed(&other)?,
                 },
             }
             if self.client.requests.is_terminated() || self.told_fatal {
@@ -121,6 +150,15 @@ impl Relay {
             if self.gate.is_draining() {
                 return Poll::Ready(Next::Drain);
             }
+            if client.outgoing.is_empty()
+                && let Some(server) = &mut self.held
+            {
+                match server.poll_fill(cx) {
+                    Poll::Pending => {}
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::ServerGone),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Next::Server),
+                }
+            }
             match client.incoming.poll_fill(&mut client.stream, cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Next::Gone),
@@ -130,15 +168,53 @@ impl Relay {
         .await
     }
 
+    /// What else may happen while the client says nothing.
+    fn is_disturbed(&mut self, by: &Next) -> Result<(), Report> {
+        match by {
+            Next::Bytes => Ok(()),
+            Next::Server => self.overhear(),
+            Next::ServerGone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE)
+                .hint("Connect again; what the session held is gone.")),
+            Next::Gone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left")),
+            Next::Drain => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
+        }
+    }
+
+    /// The server that the client keeps said something while nobody asked it: the client hears it, unless its context
+    /// has ended.
+    fn overhear(&mut self) -> Result<(), Report> {
+        let Some(server) = self.held.take() else { return Ok(()) };
+        let is_current = self.is_current();
+        let mut turn = Turn::new(&self.pool, &mut self.client, server, Instant::now());
+        let heard = turn.overhear(is_current);
+        let (server, _) = turn.finish();
+        self.told_fatal = heard?;
+        self.held = Some(server);
+        Ok(())
+    }
+
+    /// Whether the client's token has not expired.
+    fn is_current(&self) -> bool {
+        self.terms.context().is_none_or(|context| context.is_current(SystemTime::now()))
+    }
+
     /// One turn on a server: from a client's first bytes to the end of its transaction.
     async fn turn(&mut self) -> Result<(), Report> {
         let started = Instant::now();
-        if self.terms.context().is_some_and(|context| !context.is_current(SystemTime::now())) {
+        if !self.is_current() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "token expired")
                 .hint("Connect again with a current token.");
             return self.refuse(&report).await;
         }
-        let server = match self.lease().await {
+        let leased = match self.held.take() {
+            Some(mut server) => {
+                self.pool.renew(&mut server, &self.terms, &self.lost_settings)?;
+                self.lost_settings.clear();
+                Ok(server)
+            }
+            None => self.lease().await,
+        };
+        let server = match leased {
             Ok(server) => server,
             Err(Unserved::Refused(report)) => return self.refuse(&report).await,
             Err(Unserved::Gone) => {
@@ -153,6 +229,23 @@ impl Relay {
         let end = turn.run().await;
         let (server, changes) = turn.finish();
         match end {
+            End::Over(over)
+                if self.pool.mode() == PoolMode::Session && !self.client.requests.is_terminated() =>
+            {
+                self.held = self.keep(server, &over, &changes).await;
+                if self.held.is_none() {
+                    return Err(Report::new(
+                        Sqlstate::CONNECTION_FAILURE,
+                        "the session's server had to be closed",
+                    )
+                    .hint("Connect again; the log of pgtenant says more."));
+                }
+                Ok(())
+            }
+            End::Over(_) if self.pool.mode() == PoolMode::Session => {
+                self.let_go(server).await;
+                Ok(())
+            }
             End::Over(over) => {
                 handle.runs_nothing().await;
                 if let Some(server) = self.follow(server, &over, &changes).await {
@@ -176,6 +269,43 @@ impl Relay {
                 handle.runs_nothing().await;
                 Err(report)
             }
+        }
+    }
+
+    /// The client keeps its server. What a RESET took of its own settings is noted, to be put back ahead of what it
+    /// sends next. `None` when the server was lost.
+    async fn keep(
+        &mut self,
+        mut server: BoundServer,
+        over: &TransactionOver,
+        changes: &Changes,
+    ) -> Option<BoundServer> {
+        if server.is_doomed() {
+            return None;
+        }
+        if !changes.resets || self.own_settings.is_empty() {
+            return Some(server);
+        }
+        match server.settings(over, &custom(&self.own_settings)).await {
+            Ok(found) => {
+                let found = found.unwrap_or_default();
+                let lost = self.own_settings.iter().filter(|(name, _)| !is_among(name, &found));
+                self.lost_settings = lost.map(|(name, value)| (name.clone(), value.clone())).collect();
+                Some(server)
+            }
+            Err(unclean) => {
+                tracing::warn!(reason = %unclean, "a client's settings could not be asked for; the server is closed");
+                None
+            }
+        }
+    }
+
+    /// A client that kept its server leaves: whatever it left there is cleaned before anyone else gets it.
+    async fn let_go(&mut self, mut server: BoundServer) {
+        self.registered.handle.runs_nothing().await;
+        server.leaves_something();
+        if let Some(over) = server.ledger().over() {
+            self.pool.release(server, over);
         }
     }
 
@@ -222,6 +352,15 @@ impl Relay {
                     tracing::warn!("a client's settings are too many or too long to follow it");
                     return Some(server);
                 };
+                if changes.resets {
+                    let back = self
+                        .own_settings
+                        .keys()
+                        .filter(|name| settings.get(*name) == self.own_settings.get(*name));
+                    back.for_each(|name| {
+                        self.client.reported.is_as_at_start(name, &mut self.client.outgoing)
+                    });
+                }
                 self.terms = self.terms.with_settings(settings);
                 // PostgreSQL would end such a session while nobody uses it.
                 let may_rest = !self.terms.settings().contains_key("idle_session_timeout");
@@ -282,10 +421,18 @@ impl Relay {
     }
 
     async fn more(&mut self) -> Result<(), Report> {
-        match self.next().await {
-            Next::Bytes => Ok(()),
-            Next::Gone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left")),
-            Next::Drain => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
-        }
+        let next = self.next().await;
+        self.is_disturbed(&next)
     }
+}
+
+/// Settings that PostgreSQL does not list by itself.
+fn custom(settings: &Settings) -> BTreeSet<String> {
+    settings.keys().filter(|name| name.contains('.')).cloned().collect()
+}
+
+/// Whether a setting was found to hold on. A setting of nobody's that was reset is empty.
+fn is_among(name: &str, found: &Settings) -> bool {
+    let found = found.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+    found.is_some_and(|(_, value)| !name.contains('.') || !value.is_empty())
 }

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::client::Client;
+use super::permitted;
+use crate::config::PoolMode;
 use crate::observe::metrics::QueryTimes;
 use crate::pool::Pool;
 use crate::pool::answers::{Broken, Heard};
-use crate::pool::ledger::{Skipped, TransactionOver};
+use crate::pool::due::Skipped;
+use crate::pool::ledger::TransactionOver;
 use crate::pool::server::BoundServer;
 use crate::wire::report::{Report, Sqlstate};
 
@@ -218,6 +221,7 @@ impl<'a> Turn<'a> {
                 Skipped::Parse(name) => drop(self.client.statements.close(&name)),
                 Skipped::Close(name, statement) => self.client.statements.put_back(name, statement),
                 Skipped::NotOnServer(id) => self.server.lacks(id),
+                Skipped::OnServer(ids) => self.server.still_has(ids),
                 Skipped::ToSync => self.client.requests.skip_to_sync(),
             }
         }
@@ -227,7 +231,18 @@ impl<'a> Turn<'a> {
         for code in self.heard.errors.drain(..) {
             self.pool.metrics().error(&code);
         }
-        self.changes.reported.append(&mut self.heard.settings);
+        for (name, value) in self.heard.bound_settings.drain(..) {
+            self.client.reported.correct(name, value, &mut self.client.outgoing);
+        }
+        for (name, value) in self.heard.settings.drain(..) {
+            self.client.reported.note(name.clone(), value.clone());
+            self.changes.reported.push((name, value));
+        }
+        for id in self.heard.outdated.drain(..) {
+            if let Some(statement) = self.client.statements.numbered(id) {
+                self.pool.registry().outdate(statement);
+            }
+        }
         self.changes.sets += self.heard.sets;
         self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {
@@ -235,8 +250,27 @@ impl<'a> Turn<'a> {
             for times in self.clock.ready(self.heard.readies, goes_on) {
                 self.pool.metrics().query(&times);
             }
+            // What began one out of our sight.
+            let is_statement = self.client.requests.mode() == PoolMode::Statement;
+            if is_statement && self.server.ledger().is_in_transaction() {
+                return Err(permitted::block_refused());
+            }
         }
         Ok(())
+    }
+
+    /// Passes on what a server says of itself while its client is idle: notifications, notices, settings, its end.
+    /// `is_current`: the client may still hear it. Whether PostgreSQL ended the session.
+    ///
+    /// # Errors
+    /// The server does not keep to the protocol.
+    pub fn overhear(&mut self, is_current: bool) -> Result<bool, Report> {
+        self.hear()?;
+        if is_current || self.told_fatal {
+            self.client.outgoing.extend_from_slice(self.server.run());
+        }
+        self.server.passed(self.server.run().len());
+        Ok(self.told_fatal)
     }
 
     fn broken(&self, broken: &Broken) -> Report {
@@ -248,11 +282,14 @@ impl<'a> Turn<'a> {
     }
 
     fn server_gone(&self) -> Report {
-        Report::new(Sqlstate::CONNECTION_FAILURE, "the connection to PostgreSQL was lost")
+        Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE)
             .detail("The transaction was not completed, unless its COMMIT was already on the way.")
             .hint("Connect again and check whether the last transaction took effect before repeating it.")
     }
 }
+
+/// What a client is told when its server is gone.
+pub const SERVER_GONE: &str = "the connection to PostgreSQL was lost";
 
 /// What a client is told when a server's answers cannot be followed: nothing of what the server said.
 fn binding_or_protocol(broken: &Broken) -> Report {
@@ -319,7 +356,7 @@ pub async fn settle(
             server.poll_fill(cx)
         });
         if !matches!(read.await, Ok(1..)) {
-            return Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the connection to PostgreSQL was lost"));
+            return Err(Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE));
         }
         match server.hear(&mut nothing, &mut heard) {
             Ok(()) => told.get_or_insert_with(Vec::new).append(&mut heard.bound_settings),

@@ -11,6 +11,10 @@ use crate::wire::speak;
 /// Name of the prepared statement that binds; it is made anew by every cleaning, so no client can have dropped it.
 const BIND: &str = "pgtenant_bind";
 
+/// Names of statements that live for a moment on a server that its client keeps.
+const SETTINGS: &str = "pgtenant_settings";
+const INQUIRY: &str = "pgtenant_inquiry";
+
 /// Prefix of every server-side statement name that is ours; a client's Bind cannot name one of them.
 pub const OWN_PREFIX: &[u8] = b"pgtenant_";
 
@@ -29,7 +33,7 @@ pub fn prepare(out: &mut BytesMut) {
 ///
 /// DISCARD ALL: cursors, role and session authorization, settings, prepared statements (SQL-level and protocol-level),
 /// LISTEN, advisory locks, cached plans, temporary tables, sequence state. The Parse of the unnamed statement replaces
-/// what a client left there, and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
+/// what a client left there (and its Close leaves none), and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
 /// block, so its success also proves that none is open.
 ///
 /// The last row that comes back ends with `nonce`, which nobody can know before: when it is seen, every earlier answer
@@ -39,6 +43,7 @@ pub fn clean(seed: f64, nonce: &str, out: &mut BytesMut) {
     speak::parse(BIND, BIND_SQL, out);
     speak::parse("", "SELECT pg_catalog.setseed($1::pg_catalog.float8), $2::pg_catalog.text", out);
     speak::bind_and_execute("", &[seed.to_string().as_bytes(), nonce.as_bytes()], out);
+    speak::close_statement(b"", out);
     speak::sync(out);
 }
 
@@ -50,27 +55,54 @@ pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &m
         speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
     }
     if !settings.is_empty() {
-        let mut sql = String::from("SELECT ");
-        let mut parameters: Vec<&[u8]> = Vec::with_capacity(2 * settings.len());
-        for (index, (name, value)) in settings.iter().enumerate() {
-            if index > 0 {
-                sql.push_str(", ");
-            }
-            let (n, v) = (2 * index + 1, 2 * index + 2);
-            sql.push_str(&format!(
-                "pg_catalog.set_config(${n}::pg_catalog.text, ${v}::pg_catalog.text, false) IS NULL"
-            ));
-            parameters.push(name.as_bytes());
-            parameters.push(value.as_bytes());
-        }
-        speak::parse("", &sql, out);
-        speak::bind_and_execute("", &parameters, out);
+        set("", settings, out);
+        speak::close_statement(b"", out);
     }
     let something = sealed.is_some() || !settings.is_empty();
     if something {
         speak::sync(out);
     }
     something
+}
+
+/// Binds a server anew that its client keeps, between two of its transactions. Whatever the client dropped or prepared
+/// meanwhile, the statements are ours: each is closed and parsed first, and the unnamed one stays the client's.
+/// Writes nothing (and says so) when there is nothing to bind.
+pub fn rebind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
+    if let Some((sealed, payload)) = sealed {
+        speak::close_statement(BIND.as_bytes(), out);
+        speak::parse(BIND, BIND_SQL, out);
+        speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
+    }
+    if !settings.is_empty() {
+        speak::close_statement(SETTINGS.as_bytes(), out);
+        set(SETTINGS, settings, out);
+        speak::close_statement(SETTINGS.as_bytes(), out);
+    }
+    let something = sealed.is_some() || !settings.is_empty();
+    if something {
+        speak::sync(out);
+    }
+    something
+}
+
+/// Sets settings for the session, by a prepared statement of this name.
+fn set(statement: &str, settings: &Settings, out: &mut BytesMut) {
+    let mut sql = String::from("SELECT ");
+    let mut parameters: Vec<&[u8]> = Vec::with_capacity(2 * settings.len());
+    for (index, (name, value)) in settings.iter().enumerate() {
+        if index > 0 {
+            sql.push_str(", ");
+        }
+        let (n, v) = (2 * index + 1, 2 * index + 2);
+        sql.push_str(&format!(
+            "pg_catalog.set_config(${n}::pg_catalog.text, ${v}::pg_catalog.text, false) IS NULL"
+        ));
+        parameters.push(name.as_bytes());
+        parameters.push(value.as_bytes());
+    }
+    speak::parse(statement, &sql, out);
+    speak::bind_and_execute(statement, &parameters, out);
 }
 
 /// Asks which settings were changed in the session and hold on. Names and values come as hexadecimal UTF-8, whatever the
@@ -86,9 +118,11 @@ pub fn inquire(names: &BTreeSet<String>, out: &mut BytesMut) {
         hex("n"),
         hex("pg_catalog.current_setting(n, true)")
     );
-    speak::parse("", &sql, out);
+    speak::close_statement(INQUIRY.as_bytes(), out);
+    speak::parse(INQUIRY, &sql, out);
     let quoted = names.iter().map(|name| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")));
     let array = format!("{{{}}}", quoted.collect::<Vec<_>>().join(","));
-    speak::bind_and_execute("", &[array.as_bytes()], out);
+    speak::bind_and_execute(INQUIRY, &[array.as_bytes()], out);
+    speak::close_statement(INQUIRY.as_bytes(), out);
     speak::sync(out);
 }

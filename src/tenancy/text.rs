@@ -1,16 +1,189 @@
-//! A client's SQL text, read as PostgreSQL's scanner reads it (PostgreSQL documentation, 4.1 "Lexical Structure"), as
-//! far as it takes to see which settings it changes.
+//! What a client's SQL text does to its session, as far as it can be seen: settings, and what only a session of its own
+//! can keep.
 //!
-//! What is seen decides what is asked of the server afterwards, never what a client may do: a text that hides what it
-//! does (in a function, in a literal that is executed) costs its client a setting that does not follow it, no more.
+//! What is seen decides what is asked of the server afterwards, and spares a client what could only half work. It never
+//! decides what a client may reach: a text that hides what it does (in a function, in a literal that is executed) costs
+//! its client a setting that does not follow it, no more.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+
+use super::scanner::{Scanner, Token};
 
 /// Names remembered of one client.
 const MAX_NAMES: usize = 64;
 
 /// A name's length at most; PostgreSQL's own identifiers end at 63.
 const MAX_NAME: usize = 128;
+
+/// What a text does to the session it runs in.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Settings.
+    pub touched: Touched,
+    /// What it does that lasts only where the session is the client's own.
+    pub needs_session: Option<NeedsSession>,
+    /// It may leave something in the session that its command tag does not tell.
+    pub leaves: bool,
+    /// It begins a transaction block.
+    pub begins: bool,
+    /// It drops prepared statements.
+    pub deallocates: Option<Deallocates>,
+    /// How many statements it has.
+    pub statements: usize,
+}
+
+/// What a session keeps for later transactions, and a pooled server cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeedsSession {
+    /// LISTEN
+    Listen,
+    /// SQL-level PREPARE
+    Prepare,
+    /// CREATE TEMPORARY ..., unless it is dropped with its transaction.
+    Temporary,
+    /// DECLARE ... WITH HOLD
+    Holdable,
+    /// `pg_advisory_lock` and its kin, those that end with the transaction excepted.
+    AdvisoryLock,
+}
+
+/// Which prepared statements a text drops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deallocates {
+    /// DEALLOCATE ALL, DISCARD ALL
+    All,
+    /// DEALLOCATE name
+    One(Box<[u8]>),
+}
+
+/// Words without which a text has no effects that are looked for here. Most texts end with this search.
+static MENTIONS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+    let words =
+        ["set", "listen", "prepare", "temp", "hold", "advisory", "deallocate", "discard", "begin", "start"];
+    let mut builder = AhoCorasick::builder();
+    builder.ascii_case_insensitive(true).kind(Some(AhoCorasickKind::DFA)).build(words).ok()
+});
+
+impl Effects {
+    /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.
+    pub fn of(sql: &[u8], standard_strings: bool) -> Self {
+        let mut effects = Self::default();
+        if MENTIONS.as_ref().is_some_and(|words| !words.is_match(sql)) {
+            return effects;
+        }
+        let mut scanner = Scanner::new(sql, standard_strings);
+        let mut statement: Option<Command> = None;
+        while let Some(token) = scanner.next() {
+            match (token, &mut statement) {
+                (Token::Symbol(b';'), _) => statement = None,
+                (Token::Word(verb), None) => statement = Some(effects.begin(&verb, &mut scanner)),
+                (Token::Word(word), Some(command)) => effects.word(&word, command, &mut scanner),
+                (Token::Quoted(word), Some(command)) => effects.name(&word, command, &mut scanner),
+                (_, Some(command)) => command.last = Vec::new(),
+                (_, None) => {
+                    effects.statements += 1;
+                    statement = Some(Command::default());
+                }
+            }
+        }
+        effects
+    }
+
+    /// The first word of a statement.
+    fn begin(&mut self, verb: &[u8], scanner: &mut Scanner<'_>) -> Command {
+        self.statements += 1;
+        let mut command = Command::default();
+        match verb {
+            b"set" => self.touched.read_set(scanner),
+            b"listen" => self.needs_session = Some(NeedsSession::Listen),
+            b"prepare" => match scanner.peek() {
+                Some(Token::Word(next)) if next == b"transaction" => {}
+                _ => self.needs_session = Some(NeedsSession::Prepare),
+            },
+            b"begin" | b"start" => self.begins = true,
+            b"create" => command.creates = true,
+            b"declare" => command.declares = true,
+            b"deallocate" => self.deallocates = deallocated(scanner),
+            b"discard" => match scanner.peek() {
+                Some(Token::Word(what)) if what == b"all" => self.deallocates = Some(Deallocates::All),
+                Some(Token::Word(what)) if what.starts_with(b"temp") => self.leaves = true,
+                _ => {}
+            },
+            _ => {}
+        }
+        command
+    }
+
+    /// A further word that is not quoted.
+    fn word(&mut self, word: &[u8], command: &mut Command, scanner: &mut Scanner<'_>) {
+        let is_modifier = matches!(word, b"or" | b"replace" | b"global" | b"local" | b"recursive");
+        match word {
+            b"temp" | b"temporary" if command.creates => {
+                self.leaves = true;
+                self.needs_session = Some(NeedsSession::Temporary);
+            }
+            // SELECT ... INTO TEMPORARY t
+            b"temp" | b"temporary" if command.is_into => self.leaves = true,
+            b"drop" if command.last == b"commit" && self.needs_session == Some(NeedsSession::Temporary) => {
+                self.needs_session = None; // ON COMMIT DROP
+            }
+            b"hold" if command.declares && command.last == b"with" => {
+                self.needs_session = Some(NeedsSession::Holdable);
+            }
+            _ => self.name(word, command, scanner),
+        }
+        command.creates &= is_modifier;
+        command.is_into = word == b"into" || command.is_into && is_modifier;
+        command.last = word.to_vec();
+    }
+
+    /// A name, quoted or not.
+    fn name(&mut self, word: &[u8], command: &mut Command, scanner: &mut Scanner<'_>) {
+        command.last = Vec::new();
+        match word {
+            b"set_config" => self.touched.read_set_config(scanner),
+            b"pg_advisory_lock"
+            | b"pg_advisory_lock_shared"
+            | b"pg_try_advisory_lock"
+            | b"pg_try_advisory_lock_shared" => {
+                self.leaves = true;
+                self.needs_session = Some(NeedsSession::AdvisoryLock);
+            }
+            b"setseed" | b"pg_temp" => self.leaves = true,
+            _ => {}
+        }
+    }
+}
+
+/// What was read of a statement.
+#[derive(Default)]
+struct Command {
+    /// CREATE, and nothing but modifiers so far.
+    creates: bool,
+    /// INTO, and nothing but modifiers behind it.
+    is_into: bool,
+    declares: bool,
+    /// The word before, in lower case; empty behind anything else.
+    last: Vec<u8>,
+}
+
+/// Behind DEALLOCATE.
+fn deallocated(scanner: &mut Scanner<'_>) -> Option<Deallocates> {
+    let mut name = scanner.next()?;
+    if matches!(&name, Token::Word(word) if word == b"prepare")
+        && matches!(scanner.peek(), Some(Token::Word(_) | Token::Quoted(_)))
+    {
+        name = scanner.next()?;
+    }
+    match name {
+        Token::Word(word) if word == b"all" => Some(Deallocates::All),
+        Token::Word(name) | Token::Quoted(name) => Some(Deallocates::One(name.into())),
+        _ => None,
+    }
+}
 
 /// What a client's texts do to its settings.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -36,29 +209,6 @@ impl Touched {
     /// How many SET statements were seen.
     pub fn seen(&self) -> usize {
         self.sets
-    }
-
-    /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.
-    pub fn read(&mut self, sql: &[u8], standard_strings: bool) {
-        if !mentions_set(sql) {
-            return;
-        }
-        let mut scanner = Scanner { rest: sql, standard_strings };
-        let mut at_start = true;
-        while let Some(token) = scanner.next() {
-            match &token {
-                Token::Symbol(b';') => {
-                    at_start = true;
-                    continue;
-                }
-                Token::Word(word) if at_start && word == b"set" => self.read_set(&mut scanner),
-                Token::Word(word) | Token::Quoted(word) if word == b"set_config" => {
-                    self.read_set_config(&mut scanner);
-                }
-                _ => {}
-            }
-            at_start = false;
-        }
     }
 
     /// Another text runs, of which this is known already.
@@ -134,182 +284,6 @@ impl Touched {
             }
         }
     }
-}
-
-/// Whether the three letters are there at all: most texts end here.
-fn mentions_set(sql: &[u8]) -> bool {
-    memchr::memchr2_iter(b's', b'S', sql)
-        .any(|at| sql.get(at + 1..at + 3).is_some_and(|rest| rest.eq_ignore_ascii_case(b"et")))
-}
-
-/// As much of a token as matters here.
-#[derive(Debug, PartialEq, Eq)]
-enum Token {
-    /// A key word or unquoted identifier, in lower case.
-    Word(Vec<u8>),
-    /// `"..."`
-    Quoted(Vec<u8>),
-    /// A string constant whose value is as written.
-    Text(Vec<u8>),
-    /// A string constant with escapes, or a Unicode one.
-    Other,
-    /// Any other character.
-    Symbol(u8),
-}
-
-struct Scanner<'a> {
-    rest: &'a [u8],
-    standard_strings: bool,
-}
-
-impl Scanner<'_> {
-    fn peek(&self) -> Option<Token> {
-        Scanner { rest: self.rest, standard_strings: self.standard_strings }.next()
-    }
-
-    fn next(&mut self) -> Option<Token> {
-        self.skip_space();
-        let (&first, after) = self.rest.split_first()?;
-        match first {
-            b'\'' => Some(self.constant(1, !self.standard_strings)),
-            b'"' => Some(Token::Quoted(self.quoted(1, b'"', false).0)),
-            b'$' => Some(self.dollar()),
-            _ if is_identifier_start(first) => Some(match (first.to_ascii_lowercase(), after) {
-                (b'e', [b'\'', ..]) => self.constant(2, true),
-                (b'b' | b'x', [b'\'', ..]) => self.constant(2, false),
-                (b'n', [b'\'', ..]) => self.constant(2, !self.standard_strings),
-                (b'u', [b'&', b'\'', ..]) => {
-                    self.constant(3, false);
-                    Token::Other
-                }
-                (b'u', [b'&', b'"', ..]) => {
-                    self.quoted(3, b'"', false);
-                    Token::Other
-                }
-                _ => self.word(),
-            }),
-            _ => {
-                self.rest = after;
-                Some(Token::Symbol(first))
-            }
-        }
-    }
-
-    /// White space and comments; block comments nest. Whether a line ended in it.
-    fn skip_space(&mut self) -> bool {
-        let mut line_ended = false;
-        loop {
-            match self.rest {
-                [b' ' | b'\t' | b'\r' | b'\n' | b'\x0b' | b'\x0c', rest @ ..] => {
-                    line_ended |= matches!(self.rest[0], b'\r' | b'\n');
-                    self.rest = rest;
-                }
-                [b'-', b'-', rest @ ..] => {
-                    let end = memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
-                    self.rest = &rest[end..];
-                }
-                [b'/', b'*', rest @ ..] => self.rest = after_comment(rest),
-                _ => return line_ended,
-            }
-        }
-    }
-
-    fn word(&mut self) -> Token {
-        let end = self.rest.iter().position(|byte| !is_identifier(*byte)).unwrap_or(self.rest.len());
-        let (word, rest) = self.rest.split_at(end);
-        self.rest = rest;
-        Token::Word(word.to_ascii_lowercase())
-    }
-
-    /// A string constant, with those that continue it on further lines.
-    fn constant(&mut self, opening: usize, backslashes: bool) -> Token {
-        let (mut value, mut escaped) = self.quoted(opening, b'\'', backslashes);
-        loop {
-            let before = self.rest;
-            if !(self.skip_space() && self.rest.first() == Some(&b'\'')) {
-                self.rest = before;
-                break;
-            }
-            let (more, more_escaped) = self.quoted(1, b'\'', backslashes);
-            value.extend(more);
-            escaped |= more_escaped;
-        }
-        if escaped { Token::Other } else { Token::Text(value) }
-    }
-
-    /// Up to the closing quote; doubled quotes stand for one. Whether a backslash escaped something.
-    fn quoted(&mut self, opening: usize, quote: u8, backslashes: bool) -> (Vec<u8>, bool) {
-        let mut rest = &self.rest[opening..];
-        let (mut value, mut escaped) = (Vec::new(), false);
-        loop {
-            match rest {
-                [b'\\', _, after @ ..] if backslashes => {
-                    escaped = true;
-                    rest = after;
-                }
-                [a, b, after @ ..] if *a == quote && *b == quote => {
-                    value.push(quote);
-                    rest = after;
-                }
-                [a, after @ ..] => {
-                    rest = after;
-                    if *a == quote {
-                        break;
-                    }
-                    value.push(*a);
-                }
-                [] => break, // PostgreSQL refuses it
-            }
-        }
-        self.rest = rest;
-        (value, escaped)
-    }
-
-    /// `$1`, or a dollar-quoted constant: `$tag$ ... $tag$`.
-    fn dollar(&mut self) -> Token {
-        let after = &self.rest[1..];
-        let end = after.iter().position(|byte| !is_identifier(*byte) || *byte == b'$').unwrap_or(after.len());
-        let starts_well = after.first().is_some_and(|byte| is_identifier_start(*byte) || *byte == b'$');
-        if !starts_well || after.get(end) != Some(&b'$') {
-            self.rest = after;
-            return Token::Symbol(b'$');
-        }
-        let (delimiter, body) = self.rest.split_at(end + 2);
-        let Some(length) = memchr::memmem::find(body, delimiter) else {
-            self.rest = &[];
-            return Token::Other;
-        };
-        self.rest = &body[length + delimiter.len()..];
-        Token::Text(body[..length].to_vec())
-    }
-}
-
-/// What follows a block comment whose opening is past.
-fn after_comment(mut rest: &[u8]) -> &[u8] {
-    let mut depth = 1;
-    while depth > 0 {
-        match rest {
-            [b'/', b'*', after @ ..] => {
-                depth += 1;
-                rest = after;
-            }
-            [b'*', b'/', after @ ..] => {
-                depth -= 1;
-                rest = after;
-            }
-            [_, after @ ..] => rest = after,
-            [] => return rest,
-        }
-    }
-    rest
-}
-
-fn is_identifier_start(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
-}
-
-fn is_identifier(byte: u8) -> bool {
-    is_identifier_start(byte) || byte.is_ascii_digit() || byte == b'$'
 }
 
 #[cfg(test)]

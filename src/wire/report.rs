@@ -22,6 +22,8 @@ impl Sqlstate {
     pub const PROTOCOL_VIOLATION: Self = Self("08P01");
     /// feature_not_supported
     pub const NOT_SUPPORTED: Self = Self("0A000");
+    /// reserved_name
+    pub const RESERVED_NAME: Self = Self("42939");
     /// invalid_parameter_value
     pub const INVALID_PARAMETER: Self = Self("22023");
     /// invalid_authorization_specification
@@ -123,6 +125,8 @@ pub struct ServerReport {
     pub code: String,
     /// `M`
     pub message: String,
+    /// `R`: the function that reported it, never localized.
+    pub routine: String,
 }
 
 impl ServerReport {
@@ -139,6 +143,7 @@ impl ServerReport {
                 b'V' => report.severity = value(),
                 b'C' => report.code = value(),
                 b'M' => report.message = value(),
+                b'R' => report.routine = value(),
                 _ => {} // position, file, line, ...: not for us
             }
             body = rest;

@@ -23,8 +23,12 @@ const LEFTOVERS: [(&str, &str, &str); 15] = [
         "SELECT count(*) FROM pg_class WHERE relname = 'items' AND relpersistence = 't'",
         "0",
     ),
-    ("CREATE TEMP VIEW v AS SELECT 1", "SELECT to_regclass('pg_temp.v') IS NULL", "t"),
-    ("PREPARE theirs AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE name = 'theirs'", "0"),
+    ("BEGIN; CREATE TEMP VIEW v AS SELECT 1; COMMIT", "SELECT to_regclass('pg_temp.v') IS NULL", "t"),
+    (
+        "BEGIN; PREPARE theirs AS SELECT 1; COMMIT",
+        "SELECT count(*) FROM pg_prepared_statements WHERE name = 'theirs'",
+        "0",
+    ),
     (
         "DO $$ BEGIN EXECUTE 'PREPARE hidden AS SELECT 1'; END $$",
         "SELECT count(*) FROM pg_prepared_statements WHERE name = 'hidden'",
@@ -35,9 +39,9 @@ const LEFTOVERS: [(&str, &str, &str); 15] = [
         "SELECT count(*) FROM pg_cursors",
         "0",
     ),
-    ("LISTEN theirs", "SELECT count(*) FROM pg_listening_channels()", "0"),
+    ("DO $$ BEGIN EXECUTE 'LISTEN theirs'; END $$", "SELECT count(*) FROM pg_listening_channels()", "0"),
     (
-        "SELECT pg_advisory_lock(4711)",
+        "BEGIN; SELECT pg_advisory_lock(4711); COMMIT",
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         "0",
     ),
@@ -118,6 +122,14 @@ async fn without_tenancy_a_dirty_server_is_cleaned_too() {
     let two = connect(&gate, "plain", "plain-password").await;
     one.batch_execute("SET work_mem = '77MB'").await.unwrap();
     assert_ne!(value(&two, "SHOW work_mem").await.unwrap().as_deref(), Some("77MB"));
-    one.batch_execute("CREATE TEMP TABLE t (n int)").await.unwrap();
-    assert_eq!(value(&two, "SELECT to_regclass('pg_temp.t') IS NULL").await.unwrap().as_deref(), Some("t"));
+    for temporary in [
+        "CREATE TEMP TABLE t (n int)",
+        "CREATE TEMP TABLE t AS SELECT 1",
+        "SELECT 1 AS n INTO LOCAL TEMP t",
+        "CREATE TABLE pg_temp.t AS SELECT 1",
+    ] {
+        one.batch_execute(&format!("BEGIN; {temporary}; COMMIT")).await.unwrap();
+        let gone = value(&two, "SELECT to_regclass('pg_temp.t') IS NULL").await.unwrap();
+        assert_eq!(gone.as_deref(), Some("t"), "{temporary}");
+    }
 }

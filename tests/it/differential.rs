@@ -5,10 +5,14 @@ use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Database, password_of};
 use crate::harness::{Dice, org};
 
-/// Sequences of messages.
+/// Sequences of messages for each mode and role; `SEQUENCES` in the environment asks for more.
 const SEQUENCES: u64 = 300;
 
-const TEXTS: [&str; 22] = [
+fn sequences() -> u64 {
+    std::env::var("SEQUENCES").ok().and_then(|number| number.parse().ok()).unwrap_or(SEQUENCES)
+}
+
+const TEXTS: [&str; 26] = [
     "SELECT 1",
     "SELECT 1/0",
     "SELECT 1/(0 * random())::int",
@@ -31,6 +35,10 @@ const TEXTS: [&str; 22] = [
     "COPY (VALUES (1), (2)) TO STDOUT",
     "INSERT INTO notes VALUES (1, 'there is one')",
     "DO $$ BEGIN RAISE NOTICE 'heard'; END $$",
+    "DEALLOCATE a",
+    "DEALLOCATE PREPARE \"b\"",
+    "DEALLOCATE ALL",
+    "BEGIN; DEALLOCATE ALL; COMMIT",
 ];
 
 /// One message, or a COPY with its data.
@@ -40,8 +48,9 @@ fn part(dice: &mut Dice) -> Vec<u8> {
     let name = ["", "", "a", "b"][dice.roll(4) as usize];
     match dice.roll(14) {
         0..=2 => message(b'Q', format!("{text}\0").as_bytes()),
-        3 | 4 if single => parse(name, text),
-        5 | 6 if single => [parse("", text), bind(""), execute()].concat(),
+        // A DEALLOCATE of one name works at once or not at all.
+        3 | 4 if single && !text.starts_with("DEALLOCATE") => parse(name, text),
+        5 | 6 if single => [parse("", text), bind(""), execute(), close("")].concat(),
         7 => [bind(name), execute()].concat(),
         8 => close(name),
         // A statement that this server does not have yet cannot be described once the transaction has failed.
@@ -102,18 +111,24 @@ async fn sign_in(gate: &Gate, role: &str, n: u32) -> Raw {
 #[tokio::test]
 async fn postgresql_and_pgtenant_answer_alike() {
     let database = postgres::shared().database().await;
-    let gate = Gate::with(&database).pool_size(1).run().await;
-    for (role, seed) in [("plain", 1), ("app", 2)] {
+    for (mode, size, role, seed) in [
+        ("transaction", 1, "plain", 1),
+        ("transaction", 1, "app", 2),
+        // Here somebody else has a server to itself.
+        ("session", 2, "plain", 3),
+        ("session", 2, "app", 4),
+    ] {
+        let gate = Gate::with(&database).pool_size(size).mode(mode).run().await;
         let mut other = sign_in(&gate, role, 2).await;
         let mut dice = Dice(seed);
         let (mut through, mut direct) = pair(&gate, &database, role).await;
-        for n in 0..SEQUENCES {
+        for n in 0..sequences() {
             let parts: Vec<Vec<u8>> = (0..1 + dice.roll(12)).map(|_| part(&mut dice)).collect();
             let bytes = parts.concat();
             let expected = answers(&mut direct, &bytes).await;
             let seen = answers(&mut through, &bytes).await;
             let shown: Vec<_> = parts.iter().map(|part| String::from_utf8_lossy(part)).collect();
-            assert_eq!(seen, expected, "{role}, sequence {n}: {shown:#?}");
+            assert_eq!(seen, expected, "{mode} mode, {role}, sequence {n}: {shown:#?}");
             // Now and then a new session; a transaction that is open ends with the old one.
             let is_open = seen.last().is_some_and(|(_, status)| status != "I");
             if is_open || dice.roll(10) == 0 {

@@ -10,12 +10,12 @@ mod install;
 mod isolation;
 mod operations;
 mod pipelines;
+mod pool_modes;
 mod prepared;
 mod protocol;
 mod seal;
 mod settings;
 mod sign_in;
-
 mod strangers;
 mod tls;
 mod transactions;

@@ -96,9 +96,11 @@ async fn metrics_tell_what_happened() {
     let _ = try_connect(&gate, "app", "no token").await;
     assert_eq!(sampled(&gate, r#"pgtenant_queries_total{database="app"}"#).await, 8.0);
     assert_eq!(sampled(&gate, r#"pgtenant_query_seconds_count{database="app"}"#).await, 8.0);
-    assert_eq!(sampled(&gate, r#"pgtenant_query_seconds_bucket{database="app",le="0.137"}"#).await, 7.0);
+    // On a busy machine others than the one that sleeps may be slow.
+    let in_time = sampled(&gate, r#"pgtenant_query_seconds_bucket{database="app",le="0.137"}"#).await;
+    assert!((1.0..=7.0).contains(&in_time), "{in_time}");
     assert_eq!(sampled(&gate, r#"pgtenant_query_seconds_bucket{database="app",le="+Inf"}"#).await, 8.0);
-    assert_eq!(sampled(&gate, r#"pgtenant_over_budget_total{database="app"}"#).await, 1.0);
+    assert_eq!(sampled(&gate, r#"pgtenant_over_budget_total{database="app"}"#).await, 8.0 - in_time);
     assert_eq!(sampled(&gate, "pgtenant_budget_seconds").await, 0.137);
     for phase in ["wait", "context", "server", "client"] {
         let name = format!(r#"pgtenant_phase_seconds_count{{database="app",phase="{phase}"}}"#);
@@ -252,4 +254,33 @@ async fn postgresql_gone_and_back() {
     })
     .await;
     assert_eq!(answer.rows, [[Some("org-1".to_owned())]]);
+}
+
+#[tokio::test]
+async fn servers_are_kept_ready_and_none_grows_old() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database)
+        .pool_size(4)
+        .set("databases.app.pool", "min_idle", "2")
+        .set("databases.app.pool", "idle_timeout", "\"1s\"")
+        .set("databases.app.pool", "max_age", "\"2s\"")
+        .remove("roles.plain")
+        .run()
+        .await;
+    // Nobody has come yet.
+    let admin = database.admin().await;
+    let sql =
+        "SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'";
+    let open = async || admin.query_one(sql, &[]).await.unwrap().get::<_, i32>(0);
+    eventually("two servers", async || (open().await == 2).then_some(())).await;
+    // A server that is never idle for long is closed all the same.
+    let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let mut pids = std::collections::BTreeSet::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        pids.insert(value(&client, "SELECT pg_backend_pid()").await.unwrap().unwrap());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(pids.len() > 2, "{pids:?}");
+    eventually("two servers again", async || (open().await == 2).then_some(())).await;
 }

@@ -89,11 +89,8 @@ async fn statements_that_vanish_from_the_server_come_back() {
     let gate = Gate::with(&database).pool_size(1).run().await;
     let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
     let statement = client.prepare("SELECT count(*) FROM items").await.unwrap();
-    for sql in ["DEALLOCATE ALL", "DISCARD ALL", "DISCARD PLANS"] {
-        client.query_one(&statement, &[]).await.unwrap();
-        client.batch_execute(sql).await.unwrap();
-        client.query_one(&statement, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
-    }
+    client.batch_execute("DISCARD PLANS").await.unwrap();
+    client.query_one(&statement, &[]).await.unwrap();
     // Hidden in a function, nobody sees it at first; after one error it is mended.
     client.batch_execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await.unwrap();
     let _ = client.query_one(&statement, &[]).await;
@@ -232,4 +229,109 @@ async fn a_vanished_clients_query_is_cancelled() {
         (admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_sql_deallocates_is_gone_for_its_client_alone() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let (mut client, mut other) = (raw(&gate, 1).await, raw(&gate, 1).await);
+    let prepare = |name: &str| [parse(name, "SELECT 7"), sync()].concat();
+    let run = |name: &str| [bind(name), execute(), sync()].concat();
+    for raw in [&mut client, &mut other] {
+        for name in ["a", "B c"] {
+            raw.send(&prepare(name)).await;
+            assert_eq!(raw.answer().await.error, None);
+        }
+    }
+    let simple = |sql: &str| message(b'Q', format!("{sql}\0").as_bytes());
+    let extended = |sql: &str| [parse("", sql), bind(""), execute(), sync()].concat();
+    for (names, bytes) in [
+        (&["a"][..], simple("DEALLOCATE a")),
+        (&["B c"], simple("deallocate PREPARE \"B c\"")),
+        (&["a"], extended("DEALLOCATE a")),
+        (&["a", "B c"], simple("DEALLOCATE ALL")),
+        (&["a", "B c"], extended("DEALLOCATE ALL")),
+        (&["a", "B c"], simple("DISCARD ALL")),
+    ] {
+        client.send(&bytes).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.error, answer.tags.len()), (None, 1), "{names:?}");
+        assert!(answer.tags[0].starts_with("D"), "{:?}", answer.tags);
+        for name in names {
+            client.send(&run(name)).await;
+            assert_eq!(client.answer().await.error.unwrap().0, "26000");
+            // The name is free again, also in the same batch.
+            client.send(&[prepare(name), run(name)].concat()).await;
+            assert_eq!(client.answer().await.error, None);
+            assert_eq!(client.answer().await.rows[0][0].as_deref(), Some("7"));
+            other.send(&run(name)).await;
+            assert_eq!(other.answer().await.rows[0][0].as_deref(), Some("7"), "another client keeps its own");
+        }
+    }
+    // Where it fails, everything stays.
+    for sql in ["DEALLOCATE a", "DEALLOCATE ALL"] {
+        assert_eq!(client.query("BEGIN").await.status, b'T');
+        assert_eq!(client.query("SELECT 1/0").await.status, b'E');
+        assert_eq!(client.query(sql).await.error.unwrap().0, "25P02");
+        client.send(&extended(sql)).await;
+        assert_eq!(client.answer().await.error.unwrap().0, "25P02");
+        client.query("ROLLBACK").await;
+        client.send(&run("a")).await;
+        assert_eq!(client.answer().await.rows[0][0].as_deref(), Some("7"));
+    }
+    assert_eq!(client.query("DEALLOCATE nowhere").await.error.unwrap().0, "26000");
+    // Pipelined, each message finds what those before it left.
+    client.send(&[simple("DEALLOCATE a"), run("a"), prepare("a"), run("a")].concat()).await;
+    assert_eq!(client.answer().await.tags, ["DEALLOCATE"]);
+    assert_eq!(client.answer().await.error.unwrap().0, "26000");
+    assert_eq!(client.answer().await.error, None);
+    assert_eq!(client.answer().await.rows[0][0].as_deref(), Some("7"));
+}
+
+#[tokio::test]
+async fn a_changed_result_type_is_told_to_every_holder_until_it_prepares_anew() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let admin = database.admin().await;
+    admin.batch_execute("CREATE TABLE shape (a int); GRANT SELECT ON shape TO PUBLIC").await.unwrap();
+    let (mut client, mut other) = (raw(&gate, 1).await, raw(&gate, 1).await);
+    let all = "SELECT * FROM shape";
+    for raw in [&mut other, &mut client] {
+        raw.send(&[parse("s", all), bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(raw.answer().await.error, None);
+    }
+    // Cleaned ahead for others, the server would know only the new type.
+    for _ in 0..3 {
+        client.send(&[bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(client.answer().await.error, None);
+    }
+    admin.batch_execute("ALTER TABLE shape ADD b int").await.unwrap();
+    let changed = ("0A000".to_owned(), "cached plan must not change result type".to_owned());
+    // PostgreSQL says so until the statement is prepared anew; on another server it would not know.
+    for _ in 0..3 {
+        client.send(&[bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(client.answer().await.error.unwrap(), changed);
+        other.query("SET work_mem = '9MB'").await; // has the server cleaned
+    }
+    other.send(&[message(b'D', b"Ss\0"), sync()].concat()).await;
+    assert_eq!(other.answer().await.error.unwrap(), changed);
+    for raw in [&mut client, &mut other] {
+        raw.send(&[close("s"), parse("s", all), bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(raw.answer().await.error, None);
+    }
+    // In a transaction, after going back to a savepoint.
+    for _ in 0..3 {
+        client.send(&[bind("s"), execute(), sync()].concat()).await;
+        assert_eq!(client.answer().await.error, None);
+    }
+    admin.batch_execute("ALTER TABLE shape ADD c int").await.unwrap();
+    client.query("BEGIN; SAVEPOINT s").await;
+    client.send(&[bind("s"), execute(), sync()].concat()).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.error.unwrap(), answer.status), (changed, b'E'));
+    client.query("ROLLBACK TO s").await;
+    client.send(&[close("s"), parse("s", all), bind("s"), execute(), sync()].concat()).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.error, answer.status), (None, b'T'));
 }

@@ -205,3 +205,45 @@ async fn odd_and_many_settings_harm_nobody() {
     assert_eq!(shown(&client, &other, "app.n0").await, "x", "too long: the last one that could follow");
     assert_eq!(value(&client, "SELECT DISTINCT body FROM items").await.unwrap().unwrap(), "org-1");
 }
+
+#[tokio::test]
+async fn a_client_is_told_the_truth_of_its_settings_after_a_reset() {
+    let database = postgres::shared().database().await;
+    let gate = gate(&database).await;
+    let other = member(&gate, 2).await;
+    let mut client = Raw::connect(&gate).await;
+    client.startup("app", "app", &[("application_name", "mine"), ("TimeZone", "Asia/Tokyo")]).await;
+    client.authenticate(&gate.token(org(1)).sign()).await;
+    let mut told = std::collections::BTreeMap::new();
+    for sql in [
+        "SET application_name = 'other'",
+        "RESET application_name",
+        "SET TimeZone = 'UTC'; SET application_name = 'x'",
+        "RESET ALL",
+        "BEGIN; SET LOCAL application_name = 'y'; COMMIT",
+        "SET application_name = 'z'; DISCARD TEMP",
+        "BEGIN; RESET application_name; ROLLBACK",
+    ] {
+        client.send(&crate::harness::client::message(b'Q', format!("{sql}\0").as_bytes())).await;
+        value(&other, "SELECT 1").await.unwrap();
+        let show = b"SELECT current_setting('application_name') || ' ' || current_setting('TimeZone')\0";
+        client.send(&crate::harness::client::message(b'Q', show)).await;
+        let (mut ready, mut shown) = (0, String::new());
+        while ready < 2 {
+            let (kind, body) = client.read_message().await.unwrap();
+            match kind {
+                b'S' => {
+                    let text = String::from_utf8(body).unwrap();
+                    let mut parts = text.split('\0').map(str::to_owned);
+                    told.insert(parts.next().unwrap(), parts.next().unwrap());
+                }
+                b'Z' => ready += 1,
+                b'D' => shown = String::from_utf8_lossy(&body[6..]).into_owned(),
+                _ => {}
+            }
+        }
+        let name = told.get("application_name").map_or("mine", String::as_str);
+        let zone = told.get("TimeZone").map_or("Asia/Tokyo", String::as_str);
+        assert_eq!(format!("{name} {zone}"), shown, "{sql}");
+    }
+}

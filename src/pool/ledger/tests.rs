@@ -11,8 +11,8 @@ fn batch() -> Ledger {
     let mut ledger = Ledger::default();
     ledger.push(Due::Binding);
     ledger.push(Due::Ensure(statement(1)));
-    ledger.push(Due::Bind);
-    ledger.push(Due::Execute);
+    ledger.push(Due::Bind(None));
+    ledger.push(Due::Execute(Deallocated::default()));
     ledger.push(Due::Sync);
     ledger
 }
@@ -37,10 +37,10 @@ fn the_binding_is_swallowed_and_the_rest_is_the_clients() {
 #[test]
 fn an_open_transaction_is_not_over() {
     let mut ledger = Ledger::default();
-    ledger.push(Due::Query);
+    ledger.push(Due::Query(None));
     ledger.ready(b'T').unwrap();
     assert!(ledger.over().is_none());
-    ledger.push(Due::Query);
+    ledger.push(Due::Query(None));
     ledger.ready(b'I').unwrap();
     assert!(ledger.over().is_some());
 }
@@ -60,12 +60,12 @@ fn a_flushed_batch_without_its_sync_is_not_over() {
 #[test]
 fn an_error_skips_up_to_sync_and_takes_back_what_was_skipped() {
     let mut ledger = Ledger::default();
-    ledger.push(Due::Bind);
+    ledger.push(Due::Bind(None));
     ledger.push(Due::Parse { name: Box::from(&b"s1"[..]), statement: statement(1) });
     ledger.push(Due::Ensure(statement(2)));
     ledger.push(Due::Said(Said::CloseComplete { closed: Some((Box::from(&b"s0"[..]), statement(3))) }));
     ledger.push(Due::Sync);
-    ledger.push(Due::Query);
+    ledger.push(Due::Query(None));
     let mut skipped = Vec::new();
     assert_eq!(ledger.error(&mut skipped), Verdict::Pass);
     assert!(matches!(&skipped[..], [
@@ -80,14 +80,14 @@ fn answers_nobody_asked_for_are_violations() {
     let mut ledger = Ledger::default();
     assert!(ledger.ready(b'I').is_err());
     assert!(ledger.answer(tag::COMMAND_COMPLETE).is_err());
-    ledger.push(Due::Bind);
+    ledger.push(Due::Bind(None));
     assert!(ledger.answer(tag::COMMAND_COMPLETE).is_err());
 }
 
 #[test]
 fn a_copy_swallows_the_syncs_before_its_end_and_no_other() {
     let mut ledger = Ledger::default();
-    ledger.push(Due::Execute);
+    ledger.push(Due::Execute(Deallocated::default()));
     ledger.push(Due::Sync); // libpq sends it with the Execute; the server ignores it
     ledger.push(Due::CopyEnd);
     ledger.push(Due::Sync);
@@ -98,15 +98,15 @@ fn a_copy_swallows_the_syncs_before_its_end_and_no_other() {
     assert!(ledger.over().is_some());
 
     let mut mixed = Ledger::default();
-    mixed.push(Due::Query);
-    mixed.push(Due::Query);
+    mixed.push(Due::Query(None));
+    mixed.push(Due::Query(None));
     assert!(mixed.copy_in().is_err(), "which answer belongs to what cannot be known");
 }
 
 #[test]
 fn the_proxys_own_answers_come_in_their_turn() {
     let mut ledger = Ledger::default();
-    ledger.push(Due::Bind);
+    ledger.push(Due::Bind(None));
     ledger.push(Due::Said(Said::ParseComplete { name: Box::from(&b"s"[..]) }));
     ledger.push(Due::Sync);
     assert!(ledger.to_say().is_none(), "Bind comes first");

@@ -6,7 +6,7 @@ use super::*;
 
 fn read(sql: &str) -> Touched {
     let mut touched = Touched::default();
-    touched.read(sql.as_bytes(), true);
+    touched.add(&Effects::of(sql.as_bytes(), true).touched);
     touched
 }
 
@@ -97,7 +97,7 @@ fn what_cannot_be_told_is_said_to_be_so() {
 fn backslashes_count_when_strings_are_not_standard() {
     let sql = b"SELECT '\\'; SET no.no = 1; '; SET a.b = 1";
     let mut touched = Touched::default();
-    touched.read(sql, false);
+    touched.add(&Effects::of(sql, false).touched);
     assert_eq!(touched.names.into_iter().collect::<Vec<_>>(), ["a.b"]);
 }
 
@@ -105,26 +105,77 @@ fn backslashes_count_when_strings_are_not_standard() {
 fn names_are_bounded() {
     let mut touched = Touched::default();
     for n in 0..MAX_NAMES {
-        touched.read(format!("SET a.n{n} = 1").as_bytes(), true);
+        touched.add(&Effects::of(format!("SET a.n{n} = 1").as_bytes(), true).touched);
     }
     assert!(!touched.opaque);
-    touched.read(b"SET a.n1 = 2", true);
+    touched.add(&Effects::of(b"SET a.n1 = 2", true).touched);
     assert!(!touched.opaque, "known already");
-    touched.read(b"SET a.more = 1", true);
+    touched.add(&Effects::of(b"SET a.more = 1", true).touched);
     assert!(touched.opaque && touched.names.len() == MAX_NAMES);
     touched.begin();
-    touched.read(format!("SET a.{} = 1", "x".repeat(MAX_NAME)).as_bytes(), true);
+    touched.add(&Effects::of(format!("SET a.{} = 1", "x".repeat(MAX_NAME)).as_bytes(), true).touched);
     assert!(touched.opaque);
+}
+
+#[test]
+fn what_needs_a_session_of_its_own_is_seen() {
+    for (sql, needs) in [
+        ("LISTEN x", Some(NeedsSession::Listen)),
+        ("prepare p(int) as select $1", Some(NeedsSession::Prepare)),
+        ("PREPARE TRANSACTION 'x'", None),
+        ("CREATE TEMP TABLE t (a int)", Some(NeedsSession::Temporary)),
+        ("create or replace temporary view v as select 1", Some(NeedsSession::Temporary)),
+        ("CREATE TEMP TABLE t (a int) ON COMMIT DROP", None),
+        ("CREATE TABLE t (temp int)", None),
+        ("CREATE TABLE temp (a int)", None),
+        ("DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT 1", Some(NeedsSession::Holdable)),
+        ("DECLARE c CURSOR WITHOUT HOLD FOR SELECT 1", None),
+        ("SELECT pg_advisory_lock(1)", Some(NeedsSession::AdvisoryLock)),
+        ("SELECT pg_advisory_xact_lock(1), 'pg_advisory_lock'", None),
+        ("DO $$ BEGIN PERFORM pg_advisory_lock(1); END $$", None),
+        ("SELECT 'LISTEN x'", None),
+    ] {
+        assert_eq!(Effects::of(sql.as_bytes(), true).needs_session, needs, "{sql}");
+    }
+}
+
+#[test]
+fn what_is_left_dropped_and_begun_is_seen() {
+    let of = |sql: &str| Effects::of(sql.as_bytes(), true);
+    for (sql, leaves) in [
+        ("SELECT 1 INTO TEMP t", true),
+        ("SELECT 1 INTO LOCAL TEMPORARY TABLE t", true),
+        ("CREATE TABLE pg_temp.t AS SELECT 1", true),
+        ("SELECT setseed(0.5)", true),
+        ("SELECT temp FROM readings", false),
+        ("INSERT INTO temperatures SELECT temp FROM t", false),
+        ("SELECT a INTO t FROM temp", false),
+    ] {
+        assert_eq!(of(sql).leaves, leaves, "{sql}");
+    }
+    for (sql, drops) in [
+        ("DEALLOCATE ALL", Some(Deallocates::All)),
+        ("deallocate prepare all", Some(Deallocates::All)),
+        ("DISCARD ALL", Some(Deallocates::All)),
+        ("DISCARD PLANS", None),
+        ("DEALLOCATE Some", Some(Deallocates::One(b"some".as_slice().into()))),
+        ("DEALLOCATE PREPARE \"So me\"", Some(Deallocates::One(b"So me".as_slice().into()))),
+        ("DEALLOCATE prepare", Some(Deallocates::One(b"prepare".as_slice().into()))),
+    ] {
+        assert_eq!(of(sql).deallocates, drops, "{sql}");
+    }
+    assert!(of("BEGIN").begins && of("start transaction").begins && !of("SELECT 'BEGIN'").begins);
+    assert_eq!(of("BEGIN; SELECT ';'; ; COMMIT;").statements, 3);
 }
 
 proptest! {
     #[test]
     fn no_text_panics(sql in proptest::collection::vec(any::<u8>(), 0..200), standard in any::<bool>()) {
-        Touched::default().read(&sql, standard);
+        Effects::of(&sql, standard);
     }
 
     #[test]
     fn no_text_of_its_own_characters_panics(sql in "(set|set_config|[ ;'\"$\\\\/*eEuU&(.ab\n-]){0,60}") {
-        Touched::default().read(sql.as_bytes(), true);
+        Effects::of(sql.as_bytes(), true);
     }
 }

@@ -132,6 +132,11 @@ impl Setup {
         self.set("databases.app.pool", "size", &size.to_string())
     }
 
+    /// `session`, `transaction` or `statement`.
+    pub fn mode(self, mode: &str) -> Self {
+        self.set("databases.app", "pool_mode", &format!("\"{mode}\""))
+    }
+
     /// Instead of the one that is made up.
     pub fn issuer(mut self, issuer: &Issuer) -> Self {
         self.issuers = vec![issuer.clone()];

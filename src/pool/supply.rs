@@ -1,0 +1,163 @@
+//! Servers come and go: opened when somebody waits or `min_idle` asks for them, closed by age and idleness.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lease::{Pool, State, refused};
+use super::server::{CleanServer, Idle, Place, Resting, Shard};
+use crate::net::dial::DialError;
+
+/// How long to wait before trying again to open a server, after the first failure and at most.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+/// Servers that may be signing in at the same time in one pool: more would only slow each other down.
+pub(super) const MAX_OPENING: usize = 4;
+
+impl Pool {
+    /// Opens one more server in the background.
+    pub(super) fn open(self: &Arc<Self>, state: &mut State, shard: Shard) {
+        state.open += 1;
+        state.opening += 1;
+        let pool = self.clone();
+        let vacate = Arc::downgrade(self);
+        let place = Place::new(move || {
+            if let Some(pool) = vacate.upgrade() {
+                pool.vacated(shard);
+            }
+        });
+        tokio::spawn(async move { pool.open_one(shard, place).await });
+    }
+
+    async fn open_one(self: &Arc<Self>, shard: Shard, place: Place) {
+        let max_age = self.settings.limits.max_age;
+        let mut pause = RETRY_FIRST;
+        loop {
+            let error = match self.settings.dialer.dial().await {
+                Ok(dialled) => {
+                    let parameters = Arc::new(dialled.parameters.clone());
+                    match CleanServer::prepare(dialled, shard, place, max_age).await {
+                        Ok(server) => {
+                            self.opened(parameters, server);
+                        }
+                        Err(unclean) => {
+                            self.lock().opening -= 1;
+                            tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");
+                        }
+                    }
+                    return;
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(pool = self.name(), reason = %error, "cannot open a server");
+            if !self.goes_on_opening(&error) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MOST);
+        }
+    }
+
+    /// After a failure: whether it is worth trying again, which is as long as it may pass and somebody waits.
+    fn goes_on_opening(&self, error: &DialError) -> bool {
+        let mut state = self.lock();
+        state.trouble = Some(error.clone());
+        if !error.is_passing() {
+            state.waiting.refuse_all(|| refused(error));
+        }
+        if state.waiting.is_empty() {
+            state.opening -= 1;
+            return false;
+        }
+        true
+    }
+
+    fn opened(self: &Arc<Self>, parameters: Arc<BTreeMap<String, String>>, server: CleanServer) {
+        {
+            let mut state = self.lock();
+            state.opening -= 1;
+            state.trouble = None;
+            state.parameters = Some(parameters);
+        }
+        self.put_back(Idle::Clean(server, Instant::now()));
+    }
+
+    /// A server is gone; if clients wait, another is opened for them.
+    fn vacated(self: &Arc<Self>, shard: Shard) {
+        let mut state = self.lock();
+        state.open -= 1;
+        let wanted = !state.waiting.is_empty();
+        // Outside a runtime (the process ends) nothing more is opened.
+        let can_spawn = tokio::runtime::Handle::try_current().is_ok();
+        if wanted
+            && can_spawn
+            && !state.is_closing
+            && state.open < self.settings.limits.size
+            && state.opening < MAX_OPENING
+        {
+            self.open(&mut state, shard);
+        }
+    }
+
+    /// Closes idle servers that are too old, or idle for too long and more than are kept. Called by the keeper once a
+    /// second.
+    pub fn close_expired(&self, now: Instant) {
+        let limits = self.settings.limits;
+        let expired: Vec<Idle> = {
+            let mut state = self.lock();
+            let mut spare = state.open.saturating_sub(limits.min_idle);
+            let is_expired = |idle: &mut Idle| {
+                let is_unused =
+                    now.saturating_duration_since(idle.since()) > limits.idle_timeout && spare > 0;
+                let expired = is_unused || now >= idle.retires();
+                spare -= usize::from(expired && spare > 0);
+                expired
+            };
+            state.idle.extract_if(.., is_expired).collect()
+        };
+        // Outside the lock: closing gives the places back, which takes it.
+        expired.into_iter().for_each(Resting::close);
+    }
+
+    /// Opens servers up to `min_idle`, so that the first clients need not wait; none while the last attempt failed.
+    /// Called by the keeper once a second.
+    pub fn keep_stocked(self: &Arc<Self>, shard: Shard) {
+        let mut state = self.lock();
+        while state.open < self.settings.limits.min_idle
+            && state.opening < MAX_OPENING
+            && state.trouble.is_none()
+            && !state.is_closing
+        {
+            self.open(&mut state, shard);
+        }
+    }
+
+    /// Looks whether PostgreSQL answers, while no server is open that would show it: readiness must not depend on
+    /// clients coming first. Called by the keeper once a second.
+    pub async fn check(&self) {
+        let known = {
+            let state = self.lock();
+            state.open > 0 || state.trouble.as_ref().is_some_and(|trouble| !trouble.is_passing())
+        };
+        if known {
+            return;
+        }
+        let outcome = self.settings.dialer.probe().await;
+        let mut state = self.lock();
+        if state.open == 0 {
+            state.trouble = outcome.err();
+        }
+    }
+
+    /// Closes every idle server, at the end of the process.
+    pub fn close_idle(&self) {
+        let idle = {
+            let mut state = self.lock();
+            state.is_closing = true;
+            state.waiting.dismiss();
+            std::mem::take(&mut state.idle)
+        };
+        idle.into_iter().for_each(Resting::close);
+    }
+}
