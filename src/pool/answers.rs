@@ -6,6 +6,7 @@
 use bytes::BytesMut;
 
 use super::due::{Said, Skipped};
+use super::lease_state::LeaseState;
 use super::ledger::Verdict;
 use super::server::BoundServer;
 use crate::net::buffer::BUFFER_SIZE;
@@ -57,6 +58,27 @@ impl Heard {
         self.skipped.clear();
         self.seal_refused = false;
         self.outdated.clear();
+    }
+}
+
+impl Heard {
+    /// A command of the client's is complete: what of it outlives its transaction.
+    fn completed(&mut self, command_tag: &[u8], state: &mut LeaseState, left: &Leaves) {
+        let resets = command_tag.starts_with(b"RESET") || command_tag.starts_with(b"DISCARD ALL");
+        self.resets |= resets;
+        state.has_reset |= resets;
+        match left {
+            Leaves::Nothing => {}
+            Leaves::Setting => {
+                self.sets += 1;
+                state.has_set = true;
+            }
+            Leaves::Something => state.is_dirty = true,
+            Leaves::NoStatements => {
+                state.is_dirty = true;
+                state.unnamed_is_ours = false;
+            }
+        }
     }
 }
 
@@ -198,25 +220,16 @@ impl BoundServer {
                 let dropped = ledger.is_deallocating().map(|dropped| dropped.all);
                 let (verdict, _) = ledger.answer(header.tag)?;
                 if verdict == Verdict::Pass {
-                    let resets = body.starts_with(b"RESET") || body.starts_with(b"DISCARD ALL");
-                    heard.resets |= resets;
-                    state.has_reset |= resets;
-                    match leaves_behind(body) {
-                        Leaves::NoStatements if dropped == Some(false) => {}
-                        Leaves::NoStatements if dropped == Some(true) => state.is_dirty = true,
-                        Leaves::Nothing => {}
-                        Leaves::Setting => {
-                            heard.sets += 1;
-                            state.has_set = true;
-                        }
-                        Leaves::Something => state.is_dirty = true,
-                        Leaves::NoStatements => {
-                            state.is_dirty = true;
-                            state.unnamed_is_ours = false;
-                            statements.clear();
-                            statements.extend(ledger.placed());
-                        }
+                    let left = match (leaves_behind(body), dropped) {
+                        (Leaves::NoStatements, Some(false)) => Leaves::Nothing,
+                        (Leaves::NoStatements, Some(true)) => Leaves::Something,
+                        (left, _) => left,
+                    };
+                    if matches!(left, Leaves::NoStatements) {
+                        statements.clear();
+                        statements.extend(ledger.placed());
                     }
+                    heard.completed(body, state, &left);
                 }
                 Ok(verdict)
             }
