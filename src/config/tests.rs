@@ -73,11 +73,9 @@ fn all_mistakes_come_at_once_each_with_its_key_and_line() {
 #[test]
 fn what_is_not_built_is_named_and_never_ignored() {
     for (section, line, key) in [
-        ("[listen]", "unix = [\"/run\"]", "listen.unix"),
         ("[listen.tls]", "client_ca = \"ca.crt\"", "listen.tls.client_ca"),
         ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
         ("[servers.other]", "host = \"h\"\ncertificate = \"c\"", "servers.other.certificate"),
-        ("[servers.other]", "host = \"/run/postgresql\"", "servers.other.host"),
         ("[databases.other]", "server = \"main\"\npool_mode = \"session\"", "databases.other.pool_mode"),
         ("[databases.other]", "server = \"main\"\npool.min_idle = 1", "databases.other.pool.min_idle"),
         (
@@ -166,7 +164,6 @@ fn one_mistake_is_reported_once() {
     only(&with("[\"HS256\"]", "[]"), "jwt.issuers.algorithms", Some(12), "at least one algorithm");
     only(&with("[\"pgtenant\"]", "\"pgtenant\""), "jwt.issuers.audience", Some(11), "must be an array");
     only(&with("TOKEN_SECRET", "SHORT"), "jwt.issuers.secret", Some(13), "too short");
-    only(&with("\"127.0.0.1\"", "\"/run\""), "servers.main.host", Some(3), "socket's directory");
     only(&with("[\"jwt\"]", "\"jwt\""), "roles.app.sign_in", Some(7), "must be an array");
     only(&format!("{SMALL}[listen]\ntcp = \"x:1\"\nmax_clients = 5\n"), "listen.tcp", Some(17), "array");
     only(&format!("{SMALL}[listen]\ntcp = []\n"), "listen.tcp", Some(17), "at least one address");
@@ -267,6 +264,34 @@ fn roots_that_nobody_would_look_at_are_a_mistake() {
     }
     only(&with("tls = \"verify-ca\""), "servers.main.ca", Some(2), "is missing: verify-ca");
     assert!(read_text(&with("tls = \"verify-full\"")).is_ok(), "the system's roots");
+}
+
+#[test]
+fn sockets_have_directories_that_are_there_and_no_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgtenant.toml");
+    let long = "d".repeat(100);
+    std::fs::create_dir(folder.path().join(&long)).unwrap();
+    std::fs::create_dir(folder.path().join("run")).unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let with = |listen: &str| parse_with(&format!("{SMALL}[listen]\n{listen}\n"), &file, &env);
+    let listen = with("tcp = []\nunix = [\"run\"]").unwrap().listen;
+    assert_eq!((listen.tcp, listen.unix), (Vec::new(), vec![folder.path().join("run")]));
+    for (listen, key, complaint) in [
+        ("unix = \"run\"", "listen.unix", "must be an array"),
+        ("unix = [\"gone\"]", "listen.unix", "cannot read"),
+        ("unix = [\"file\"]", "listen.unix", "is not a directory"),
+        (&format!("unix = [\"{long}\"]"), "listen.unix", "too long for a Unix socket"),
+        ("tcp = []\nunix = []", "listen.tcp", "at least one address"),
+    ] {
+        let said = with(listen).unwrap_err().to_string();
+        assert!(said.contains(&format!("{key}: ")) && said.contains(complaint), "{listen}: {said}");
+    }
+    let server = |tls: &str| SMALL.replace("host = \"127.0.0.1\"", &format!("host = \"/run\"{tls}"));
+    let config = read_text(&server("")).unwrap();
+    assert_eq!(config.databases["app"].server.socket_directory(), Some(Path::new("/run")));
+    assert!(read_text(&server("\ntls = \"disable\"")).is_ok());
+    only(&server("\ntls = \"require\""), "servers.main.tls", Some(4), "no TLS over a Unix socket");
 }
 
 #[test]

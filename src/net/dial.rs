@@ -1,4 +1,4 @@
-//! Signing in to a PostgreSQL server: TCP, TLS, authentication, up to its first ReadyForQuery.
+//! Signing in to a PostgreSQL server: TCP or a Unix socket, TLS, authentication, up to its first ReadyForQuery.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,10 +11,11 @@ use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, Scr
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::buffer::Buffer;
+use super::listen::socket_path;
 use super::stream::{Socket, Stream};
 use super::tls;
 use crate::config::{Secret, Server, SslMode};
@@ -58,7 +59,7 @@ pub enum DialError {
     /// Nothing answers there: it may come back, so it is worth waiting.
     #[error("cannot reach PostgreSQL at {address}: {reason}")]
     Unreachable {
-        /// host:port
+        /// host:port, or a socket's path.
         address: String,
         /// The system's word.
         reason: String,
@@ -111,7 +112,10 @@ impl Dialer {
 
     /// The server's address, for messages.
     pub fn address(&self) -> String {
-        format!("{}:{}", self.server.host, self.server.port)
+        match self.server.socket_directory() {
+            Some(directory) => socket_path(directory, self.server.port).display().to_string(),
+            None => format!("{}:{}", self.server.host, self.server.port),
+        }
     }
 
     /// Connects and signs in within [`CONNECT_TIMEOUT`].
@@ -156,8 +160,7 @@ impl Dialer {
     /// # Errors
     /// It does not, or not within a second.
     pub async fn probe(&self) -> Result<(), DialError> {
-        let target = (self.server.host.as_str(), self.server.port);
-        match tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(target)).await {
+        match tokio::time::timeout(Duration::from_secs(1), self.reach()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.unreachable(error)),
             Err(_) => Err(self.unreachable("no answer within 1 s")),
@@ -165,17 +168,15 @@ impl Dialer {
     }
 
     async fn connect(&self) -> Result<Stream, DialError> {
-        let target = (self.server.host.as_str(), self.server.port);
-        let mut tcp = TcpStream::connect(target).await.map_err(|e| self.unreachable(e))?;
+        let mut socket = self.reach().await.map_err(|e| self.unreachable(e))?;
         let Some(tls) = &self.tls else {
-            return Ok(Stream::Plain(Socket::new(tcp).map_err(|e| self.unreachable(e))?));
+            return Ok(Stream::Plain(socket));
         };
         let mut out = BytesMut::new();
         speak::ssl_request(&mut out);
-        tcp.write_all(&out).await.map_err(|e| self.unreachable(e))?;
+        socket.write_all(&out).await.map_err(|e| self.unreachable(e))?;
         // One byte exactly: whatever follows in clear would be read as the server's first encrypted words.
-        let answer = tcp.read_u8().await.map_err(|e| self.unreachable(e))?;
-        let socket = Socket::new(tcp).map_err(|e| self.unreachable(e))?;
+        let answer = socket.read_u8().await.map_err(|e| self.unreachable(e))?;
         match (answer, self.server.tls) {
             (b'S', _) => {
                 let name = ServerName::try_from(self.server.host.clone())
@@ -189,6 +190,15 @@ impl Dialer {
                 "it does not offer TLS; turn ssl on there, or set tls = \"prefer\" or \"disable\" for this server",
             )),
             _ => Err(self.unsupported("it answered a request for TLS with neither yes nor no; is it PostgreSQL?")),
+        }
+    }
+
+    /// A socket to the server on which nothing was said yet.
+    async fn reach(&self) -> io::Result<Socket> {
+        let Server { host, port, .. } = &*self.server;
+        match self.server.socket_directory() {
+            Some(directory) => Ok(Socket::unix(UnixStream::connect(socket_path(directory, *port)).await?)),
+            None => Socket::tcp(TcpStream::connect((host.as_str(), *port)).await?),
         }
     }
 

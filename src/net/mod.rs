@@ -2,5 +2,6 @@
 
 pub mod buffer;
 pub mod dial;
+pub mod listen;
 pub mod stream;
 pub mod tls;

@@ -54,6 +54,8 @@ pub fn acceptor(tls: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
 pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError> {
     let verify = match (server.tls, &server.ca) {
         (SslMode::Disable, _) => return Ok(None),
+        // As libpq: PostgreSQL has no TLS there, and nobody is in between.
+        _ if server.socket_directory().is_some() => return Ok(None),
         (SslMode::Prefer, _) | (SslMode::Require, None) => Verify::Nothing,
         // As libpq: a root file given to `require` is used.
         (SslMode::Require, Some(_)) | (SslMode::VerifyCa, _) => Verify::Chain,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -18,6 +17,7 @@ use crate::auth::scram::{ScramError, ServerFirst};
 use crate::auth::token::{self, MAX_TOKEN_BYTES};
 use crate::config::{Role, Tenancy};
 use crate::net::buffer::Buffer;
+use crate::net::listen::Peer;
 use crate::net::stream::Stream;
 use crate::observe::metrics::sign_in;
 use crate::pool::server::Shard;
@@ -39,7 +39,7 @@ pub struct Login {
     stream: Stream,
     incoming: Buffer,
     out: BytesMut,
-    peer: SocketAddr,
+    peer: Peer,
     shard: Shard,
     message: StartupMessage,
 }
@@ -91,7 +91,7 @@ impl Login {
         gate: Arc<Gate>,
         stream: Stream,
         incoming: Buffer,
-        peer: SocketAddr,
+        peer: Peer,
         shard: Shard,
         message: StartupMessage,
     ) -> Self {
@@ -182,7 +182,7 @@ impl Login {
             self.scram(role).await?;
             return Ok(None);
         }
-        if !self.stream.is_tls() && !self.peer.ip().is_loopback() {
+        if !self.stream.is_tls() && !self.peer.is_local() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "a token is not taken over an unencrypted connection")
                 .hint("Configure [listen.tls] and add sslmode=require (better: verify-full) to the connection string.");
             return Err(Refusal::told(report, "no_tls", ""));

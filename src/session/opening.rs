@@ -1,18 +1,16 @@
 //! The first packets: TLS or not, a cancel request, or a StartupMessage.
 
 use std::future::poll_fn;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::farewell;
 use super::gate::Gate;
 use super::login::Login;
 use crate::net::buffer::Buffer;
+use crate::net::listen::Peer;
 use crate::net::stream::{Socket, Stream};
 use crate::pool::server::Shard;
 use crate::wire::report::{Report, Sqlstate};
@@ -24,18 +22,14 @@ pub struct Opening {
     gate: Arc<Gate>,
     stream: Stream,
     incoming: Buffer,
-    peer: SocketAddr,
+    peer: Peer,
     shard: Shard,
 }
 
 impl Opening {
     /// Takes an accepted socket.
-    ///
-    /// # Errors
-    /// It closed already.
-    pub fn new(gate: Arc<Gate>, tcp: TcpStream, peer: SocketAddr, shard: Shard) -> io::Result<Self> {
-        let stream = Stream::Plain(Socket::new(tcp)?);
-        Ok(Self { gate, stream, incoming: Buffer::default(), peer, shard })
+    pub fn new(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) -> Self {
+        Self { gate, stream: Stream::Plain(socket), incoming: Buffer::default(), peer, shard }
     }
 
     /// Goes through the opening packets to a StartupMessage; `None` when the connection has ended.
@@ -89,7 +83,8 @@ impl Opening {
             // behind the handshake (the class of CVE-2021-23214).
             return self.refuse(&Violation::Startup("bytes behind the request for TLS").into()).await;
         }
-        let Some(tls) = self.gate.settings.tls.clone() else {
+        // A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
+        let Some(tls) = self.gate.settings.tls.clone().filter(|_| !self.peer.is_unix()) else {
             self.answer(b'N').await?;
             return Some(self);
         };
@@ -117,7 +112,7 @@ impl Opening {
 
     async fn admit(self, message: StartupMessage) -> Option<Login> {
         let settings = &self.gate.settings;
-        if settings.tls_required && !self.stream.is_tls() {
+        if settings.tls_required && !self.stream.is_tls() && !self.peer.is_unix() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "pgtenant requires TLS")
                 .hint("Add sslmode=require (better: verify-full) to the connection string.");
             return self.refuse(&report).await;

@@ -15,7 +15,7 @@ mod protocol;
 mod seal;
 mod settings;
 mod sign_in;
-
 mod strangers;
 mod tls;
 mod transactions;
+mod unix;
