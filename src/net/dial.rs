@@ -21,7 +21,7 @@ use super::tls;
 use crate::config::{Secret, Server, SslMode};
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::report::ServerReport;
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, SECRET_BYTES};
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
@@ -222,6 +222,8 @@ struct SignIn<'a> {
 impl SignIn<'_> {
     async fn run(mut self) -> Result<Dialled, DialError> {
         let dialer = self.dialer;
+        // Protocol 3.0 is asked for: 3.2 has nothing but longer cancel keys, which only this proxy ever uses, and what
+        // is between here and PostgreSQL (a balancer, another pooler) may not speak it.
         // client_encoding is fixed so that what a database or role sets as default cannot surprise the relay.
         let parameters = [
             ("user", dialer.role.as_str()),
@@ -310,7 +312,7 @@ impl SignIn<'_> {
                     }
                 }
                 tag::BACKEND_KEY_DATA => match body.split_first_chunk::<4>() {
-                    Some((pid, secret)) if (4..=256).contains(&secret.len()) => {
+                    Some((pid, secret)) if SECRET_BYTES.contains(&secret.len()) => {
                         key = Some(CancelKey { pid: u32::from_be_bytes(*pid), secret: secret.to_vec() });
                     }
                     _ => return Err(self.broken(Violation::Malformed(kind))),

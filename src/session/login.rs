@@ -26,7 +26,7 @@ use crate::tenancy::context::{TenantContext, Wanted};
 use crate::tenancy::settings::{self, Settings};
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::report::{Report, Sqlstate};
-use crate::wire::startup::StartupMessage;
+use crate::wire::startup::{NEWEST_MINOR, StartupMessage};
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
@@ -138,11 +138,11 @@ impl Login {
         Ok(SignedIn { role, pool, terms, parameters })
     }
 
-    /// Protocol 3.0 is spoken; a client that asks for more is told so (PostgreSQL documentation, 53.2.1).
+    /// A client that asks for more than is spoken is told so, as by PostgreSQL 18 (documentation, 54.2.1 "Start-up").
     fn negotiate_protocol(&mut self) {
         let options = std::mem::take(&mut self.message.protocol_options);
-        if self.message.minor > 0 || !options.is_empty() {
-            speak::negotiate_protocol(0, options, &mut self.out);
+        if self.message.minor > NEWEST_MINOR || !options.is_empty() {
+            speak::negotiate_protocol(self.message.spoken_minor(), options, &mut self.out);
         }
     }
 
@@ -277,7 +277,7 @@ impl Login {
     }
 
     async fn welcome(mut self, signed_in: SignedIn) -> Option<Relay> {
-        let registered = Cancels::register(&self.gate)?;
+        let registered = Cancels::register(&self.gate, self.message.spoken_minor())?;
         speak::authentication_ok(&mut self.out);
         for (name, value) in &signed_in.parameters {
             speak::parameter_status(name, value, &mut self.out);

@@ -19,3 +19,4 @@ mod strangers;
 mod tls;
 mod transactions;
 mod unix;
+mod versions;

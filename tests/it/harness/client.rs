@@ -136,8 +136,9 @@ impl Raw {
         self.authenticate(password).await;
     }
 
-    /// The same after a [`Self::startup`] of one's own.
-    pub async fn authenticate(&mut self, password: &str) {
+    /// The same after a [`Self::startup`] of one's own; the body of a NegotiateProtocolVersion, if one came.
+    pub async fn authenticate(&mut self, password: &str) -> Option<Vec<u8>> {
+        let mut negotiated = None;
         let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         loop {
             let (kind, body) = self.read_message().await.expect("still connected while signing in");
@@ -156,9 +157,10 @@ impl Raw {
                     self.send(&answer).await;
                 }
                 (b'R', 12) => scram.finish(&body[4..]).unwrap(),
-                (b'S' | b'N' | b'v', _) => {}
+                (b'S' | b'N', _) => {}
+                (b'v', _) => negotiated = Some(body),
                 (b'K', _) => self.key = body,
-                (b'Z', _) => return,
+                (b'Z', _) => return negotiated,
                 (b'E', _) => panic!("sign-in refused: {:?}", error_fields(&body)),
                 other => panic!("unexpected while signing in: {other:?}"),
             }
@@ -230,6 +232,11 @@ impl Raw {
     /// The other side closes; whatever comes before that is skipped.
     pub async fn expect_close(&mut self) {
         while self.read_message().await.is_some() {}
+    }
+
+    /// The socket, for who goes on with it alone.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
     }
 
     /// For what this type has no word for.
