@@ -1,6 +1,6 @@
 //! A connection, plain or TLS, polled by hand: the relay watches two of them in one task.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -46,6 +46,16 @@ impl Socket {
     /// Takes a connected Unix socket: the system itself tells when the peer is gone.
     pub fn unix(stream: UnixStream) -> Self {
         Self(Some(Kind::Unix(stream)))
+    }
+
+    /// Waits for the first byte and leaves it where it is; none from a Unix socket, or at the end of the stream.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let Some(Kind::Tcp(stream)) = &self.0 else { return Ok(None) };
+        let mut first = [0];
+        Ok((stream.peek(&mut first).await? == 1).then_some(first[0]))
     }
 
     fn kind(&mut self) -> io::Result<&mut Kind> {
@@ -96,6 +106,20 @@ impl AsyncWrite for Socket {
             Kind::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
+    // The last words of a failed handshake are written once only: without this, just the first record of them.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.kind()? {
+            Kind::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Kind::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(())) // neither kind holds anything back
     }
@@ -120,6 +144,14 @@ impl Stream {
     /// Whether bytes are encrypted.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// The protocol that TLS agreed on (RFC 7301), if it did.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+        }
     }
 
     /// Moves to the reactor of the thread that calls (two `epoll_ctl`).

@@ -14,6 +14,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::config::{ListenTls, Server, SslMode};
 
+/// What the protocol is called in ALPN (RFC 7301; registered with IANA).
+pub const ALPN: &[u8] = b"postgresql";
+
 /// A certificate, key or bundle that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", .file.display())]
@@ -43,7 +46,8 @@ pub fn acceptor(tls: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(|e| error(&tls.key, format!("does not go with {}: {e}", tls.certificate.display())))?;
     // libpq and PostgreSQL itself never resume sessions: tickets would be work for nothing.
     config.send_tls13_tickets = 0;
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    // A client that offers other protocols only is refused in the handshake: it means another server.
+    config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -71,7 +75,7 @@ pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError>
         Verify::ChainAndName => web_pki(server, provider)?,
     };
     let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Some(Arc::new(config)))
 }
 

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
+use rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::farewell;
@@ -12,10 +13,14 @@ use super::login::Login;
 use crate::net::buffer::Buffer;
 use crate::net::listen::Peer;
 use crate::net::stream::{Socket, Stream};
+use crate::net::tls;
 use crate::pool::server::Shard;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::{self, StartupMessage};
 use crate::wire::violation::Violation;
+
+/// The first byte of a TLS handshake (RFC 8446 section 5.1); as the first byte of a length it would be 352 MiB.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A connection of which nothing is known yet.
 pub struct Opening {
@@ -34,6 +39,9 @@ impl Opening {
 
     /// Goes through the opening packets to a StartupMessage; `None` when the connection has ended.
     pub async fn run(mut self) -> Option<Login> {
+        if self.is_direct_tls().await {
+            self = self.direct_tls().await?;
+        }
         let (mut asked_tls, mut asked_gss) = (false, false);
         loop {
             match self.packet().await {
@@ -83,15 +91,46 @@ impl Opening {
             // behind the handshake (the class of CVE-2021-23214).
             return self.refuse(&Violation::Startup("bytes behind the request for TLS").into()).await;
         }
-        // A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
-        let Some(tls) = self.gate.settings.tls.clone().filter(|_| !self.peer.is_unix()) else {
-            self.answer(b'N').await?;
-            return Some(self);
-        };
-        self.answer(b'S').await?;
-        let Stream::Plain(socket) = self.stream else {
-            return None; // TLS inside TLS: already refused as asked for twice
-        };
+        match self.certificate() {
+            // What is encrypted already needs no more.
+            Some(tls) if !self.stream.is_tls() => {
+                self.answer(b'S').await?;
+                self.handshake(tls).await
+            }
+            _ => {
+                self.answer(b'N').await?;
+                Some(self)
+            }
+        }
+    }
+
+    /// A ClientHello comes first from clients that ask for nothing (PostgreSQL 17, `sslnegotiation=direct`). Only looked
+    /// at: the handshake reads it. What is no TLS here is read as a startup packet, whose length it cannot be.
+    async fn is_direct_tls(&self) -> bool {
+        let Stream::Plain(socket) = &self.stream else { return false };
+        self.certificate().is_some() && matches!(socket.peek().await, Ok(Some(TLS_HANDSHAKE)))
+    }
+
+    /// The client must say by ALPN that it means PostgreSQL: otherwise what somebody made a browser or another program
+    /// send to this port could be taken for a client's words.
+    async fn direct_tls(self) -> Option<Self> {
+        let tls = self.certificate()?;
+        let peer = self.peer;
+        let opening = self.handshake(tls).await?;
+        if opening.stream.alpn() == Some(tls::ALPN) {
+            return Some(opening);
+        }
+        tracing::info!(%peer, reason = "direct TLS without ALPN", "a connection was refused");
+        None
+    }
+
+    /// What is shown to this client. A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
+    fn certificate(&self) -> Option<Arc<ServerConfig>> {
+        self.gate.settings.tls.clone().filter(|_| !self.peer.is_unix())
+    }
+
+    async fn handshake(self, tls: Arc<ServerConfig>) -> Option<Self> {
+        let Stream::Plain(socket) = self.stream else { return None };
         match TlsAcceptor::from(tls).accept(socket).await {
             Ok(stream) => {
                 let stream = Stream::Tls(Box::new(TlsStream::Server(stream)));

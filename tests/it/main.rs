@@ -4,6 +4,7 @@
 mod cleaning;
 mod commands;
 mod differential;
+mod direct_tls;
 mod ground;
 mod harness;
 mod install;

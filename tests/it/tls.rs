@@ -4,50 +4,15 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::time::Duration;
 
 use pgtenant::cli::demo::throwaway::Options;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::harness::authority::{Authority, with_tls};
 use crate::harness::client::{Raw, connect, message, psql, startup, value};
-use crate::harness::gate::{Gate, Setup};
+use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared, password_of};
 use crate::harness::{eventually, org};
 
 const SSL_REQUEST: u32 = 80_877_103;
-
-/// A certificate authority of a test's own.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// Certificate and key, as PEM, for these names or addresses.
-    fn issue(&self, names: &[&str]) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        // Of the same name as its issuer, OpenSSL would take it for self-signed.
-        params.distinguished_name.push(DnType::CommonName, "server");
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-}
-
-fn with_tls(setup: Setup, (certificate, key): &(String, String)) -> Setup {
-    setup
-        .file("server.crt", certificate.as_str())
-        .file("server.key", key.as_str())
-        .set("listen.tls", "certificate", "\"server.crt\"")
-        .set("listen.tls", "key", "\"server.key\"")
-}
 
 /// Exit status and standard error of psql with these words in its connection string.
 async fn psql_with(gate: &Gate, words: &str) -> (bool, String) {

@@ -160,8 +160,8 @@ async fn lengthen_keys(
             }
             let mut server = Raw::connect_to(port).await;
             server.send(&packet).await;
-            let (mut from_client, mut to_client) = client.into_split();
-            let (mut from_server, mut to_server) = server.into_stream().into_split();
+            let (mut from_client, mut to_client) = tokio::io::split(client);
+            let (mut from_server, mut to_server) = tokio::io::split(server.into_stream());
             let upward = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
             loop {
                 let mut header = [0; 5];

@@ -3,7 +3,7 @@
 use std::process::{Command, ExitStatus};
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
 
@@ -81,9 +81,13 @@ pub async fn psql(gate: &Gate, role: &str, password: &str, args: &[&str]) -> (Ex
     (output.status, text(&output.stdout), text(&output.stderr))
 }
 
-/// A socket that speaks the protocol byte by byte. Everything on it ends in time or panics.
+/// What bytes may come and go by: a socket, or TLS over one.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+/// A connection that speaks the protocol byte by byte. Everything on it ends in time or panics.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     /// BackendKeyData as it came: process id and secret key.
     pub key: Vec<u8>,
 }
@@ -107,7 +111,11 @@ impl Raw {
     pub async fn connect_to(port: u16) -> Self {
         let stream = within(TcpStream::connect(("127.0.0.1", port))).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, key: Vec::new() }
+        Self::over(stream)
+    }
+
+    pub fn over(stream: impl Wire + 'static) -> Self {
+        Self { stream: Box::new(stream), key: Vec::new() }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -234,13 +242,13 @@ impl Raw {
         while self.read_message().await.is_some() {}
     }
 
-    /// The socket, for who goes on with it alone.
-    pub fn into_stream(self) -> TcpStream {
+    /// The connection, for who goes on with it alone.
+    pub fn into_stream(self) -> Box<dyn Wire> {
         self.stream
     }
 
     /// For what this type has no word for.
-    pub fn stream(&mut self) -> &mut TcpStream {
+    pub fn stream(&mut self) -> &mut dyn Wire {
         &mut self.stream
     }
 }
