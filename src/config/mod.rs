@@ -61,6 +61,8 @@ pub struct ListenTls {
     pub certificate: PathBuf,
     /// PEM file with the private key of the leaf.
     pub key: PathBuf,
+    /// PEM bundle of roots: every client must show a certificate from one of them.
+    pub client_ca: Option<PathBuf>,
     /// Refuse clients that do not ask for TLS.
     pub require: bool,
 }
@@ -78,6 +80,17 @@ pub struct Server {
     pub tls: SslMode,
     /// PEM bundle of trusted roots; required for the verify modes unless the system's roots serve.
     pub ca: Option<PathBuf>,
+    /// What the proxy shows to PostgreSQL, if that asks for a client's certificate.
+    pub identity: Option<Identity>,
+}
+
+/// A certificate of ours and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// PEM file, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key of the leaf.
+    pub key: PathBuf,
 }
 
 impl Server {

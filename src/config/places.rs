@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::document::{Item, Section};
 use super::read::{HOUR, Named, SECOND, or};
-use super::{Listen, ListenTls, Server, SslMode};
+use super::{Identity, Listen, ListenTls, Server, SslMode};
 
 pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
     let tcp = match section.get("tcp") {
@@ -45,11 +45,17 @@ fn socket_directory(item: &Item<'_, '_>) -> Option<PathBuf> {
 }
 
 fn listen_tls(section: &Section<'_, '_>) -> Option<ListenTls> {
-    section.not_built("client_ca", "clients sign in by token or SCRAM");
     let certificate = section.require("certificate", "a PEM file, leaf first").and_then(|i| i.file());
     let key = section.require("key", "a PEM file with the certificate's private key").and_then(|i| i.file());
     let require = or(section.get("require").map(|i| i.flag()), true);
-    Some(ListenTls { certificate: certificate?, key: key?, require })
+    let client_ca = section.get("client_ca");
+    if let (Some(item), false) = (&client_ca, require) {
+        item.note(
+            "is of no use with require = false: who has no certificate comes without TLS; set require = true",
+        );
+    }
+    let client_ca = client_ca.map(|item| item.file());
+    Some(ListenTls { certificate: certificate?, key: key?, client_ca: given(client_ca)?, require })
 }
 
 pub(super) fn admin(section: &Section<'_, '_>) -> Option<SocketAddr> {
@@ -70,9 +76,6 @@ fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
         ("verify-ca", SslMode::VerifyCa),
         ("verify-full", SslMode::VerifyFull),
     ];
-    for key in ["certificate", "key"] {
-        section.not_built(key, "the proxy signs in by password");
-    }
     let host = section.require("host", "a name, an address, or a socket's directory").and_then(|i| i.text());
     let has_socket = host.as_ref().is_some_and(|host| host.starts_with('/'));
     let port = or(section.get("port").map(|i| i.number(1, 65_535)), 5432);
@@ -83,6 +86,7 @@ fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
         item.note("there is no TLS over a Unix socket; remove it, or name a host");
         return None;
     }
+    let identity = identity(section, has_socket || tls == SslMode::Disable);
     let ca = section.get("ca");
     match (tls, &ca) {
         (SslMode::Disable | SslMode::Prefer, Some(item)) => {
@@ -93,6 +97,38 @@ fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
         }
         _ => {}
     }
-    let ca = ca.and_then(|item| item.file());
-    Some(Arc::new(Server { name, host: host?, port: port as u16, tls, ca }))
+    let ca = given(ca.map(|item| item.file()));
+    Some(Arc::new(Server { name, host: host?, port: port as u16, tls, ca: ca?, identity: identity? }))
+}
+
+/// What PostgreSQL is shown: both files, or none.
+fn identity(section: &Section<'_, '_>, is_clear: bool) -> Option<Option<Identity>> {
+    let (certificate, key) = (section.get("certificate"), section.get("key"));
+    if let (Some(item), true) = (certificate.as_ref().or(key.as_ref()), is_clear) {
+        item.note("is of no use without TLS; remove it, or set tls to verify-full (and host to a name)");
+        return None;
+    }
+    match (certificate, key) {
+        (None, None) => Some(None),
+        (Some(certificate), Some(key)) => {
+            let (certificate, key) = (certificate.file(), key.file());
+            Some(Some(Identity { certificate: certificate?, key: key? }))
+        }
+        (Some(_), None) => {
+            section.note_at("key", "is missing: a PEM file with the certificate's private key");
+            None
+        }
+        (None, Some(_)) => {
+            section.note_at("certificate", "is missing: a PEM file, leaf first, that the key belongs to");
+            None
+        }
+    }
+}
+
+/// What may be left out, but not be wrong.
+fn given<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+    match value {
+        None => Some(None),
+        Some(value) => value.map(Some),
+    }
 }

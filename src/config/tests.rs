@@ -73,9 +73,7 @@ fn all_mistakes_come_at_once_each_with_its_key_and_line() {
 #[test]
 fn what_is_not_built_is_named_and_never_ignored() {
     for (section, line, key) in [
-        ("[listen.tls]", "client_ca = \"ca.crt\"", "listen.tls.client_ca"),
         ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
-        ("[servers.other]", "host = \"h\"\ncertificate = \"c\"", "servers.other.certificate"),
         ("[databases.other]", "server = \"main\"\npool_mode = \"session\"", "databases.other.pool_mode"),
         ("[databases.other]", "server = \"main\"\npool.min_idle = 1", "databases.other.pool.min_idle"),
         (
@@ -267,6 +265,43 @@ fn roots_that_nobody_would_look_at_are_a_mistake() {
 }
 
 #[test]
+fn certificates_come_with_their_keys_and_only_where_there_is_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgtenant.toml");
+    for name in ["c.crt", "c.key", "ca.crt"] {
+        std::fs::write(folder.path().join(name), "x").unwrap();
+    }
+    let listen = |more: &str| {
+        let text = format!("{SMALL}[listen.tls]\ncertificate = \"c.crt\"\nkey = \"c.key\"\n{more}\n");
+        parse_with(&text, &file, &env).map_err(|mistakes| mistakes.to_string())
+    };
+    let tls = listen("client_ca = \"ca.crt\"").unwrap().listen.tls.unwrap();
+    assert_eq!((tls.client_ca, tls.require), (Some(folder.path().join("ca.crt")), true));
+    let said = listen("client_ca = \"gone.crt\"").unwrap_err();
+    assert!(said.contains("listen.tls.client_ca: cannot read"), "{said}");
+    let said = listen("client_ca = \"ca.crt\"\nrequire = false").unwrap_err();
+    assert!(said.contains("listen.tls.client_ca: is of no use with require = false"), "{said}");
+    let server = |host: &str| {
+        let text = SMALL.replace("host = \"127.0.0.1\"", host);
+        parse_with(&text, &file, &env).map_err(|mistakes| mistakes.to_string())
+    };
+    let both = "certificate = \"c.crt\"\nkey = \"c.key\"";
+    let config = server(&format!("host = \"h\"\n{both}")).unwrap();
+    let identity = config.databases["app"].server.identity.clone().unwrap();
+    assert_eq!(identity.key, folder.path().join("c.key"));
+    for (host, complaint) in [
+        ("host = \"h\"\ncertificate = \"c.crt\"", "servers.main.key: is missing"),
+        ("host = \"h\"\nkey = \"c.key\"", "servers.main.certificate: is missing"),
+        ("host = \"h\"\ncertificate = \"c.crt\"\nkey = \"gone\"", "servers.main.key: cannot read"),
+        (&format!("host = \"h\"\ntls = \"disable\"\n{both}"), "servers.main.certificate: is of no use"),
+        (&format!("host = \"/run\"\n{both}"), "servers.main.certificate: is of no use"),
+    ] {
+        let said = server(host).unwrap_err();
+        assert!(said.contains(complaint) && said.lines().count() == 1, "{host}: {said}");
+    }
+}
+
+#[test]
 fn sockets_have_directories_that_are_there_and_no_tls() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pgtenant.toml");
@@ -314,6 +349,9 @@ fn every_example_loads() {
         ("server.crt", made.cert.pem()),
         ("root.crt", made.cert.pem()),
         ("server.key", made.signing_key.serialize_pem()),
+        ("clients.crt", made.cert.pem()),
+        ("pgtenant.crt", made.cert.pem()),
+        ("pgtenant.key", made.signing_key.serialize_pem()),
     ] {
         std::fs::write(folder.path().join(name), content).unwrap();
     }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use crate::config::{ListenTls, Server, SslMode};
+use crate::config::{Identity, ListenTls, Server, SslMode};
 
 /// What the protocol is called in ALPN (RFC 7301; registered with IANA).
 pub const ALPN: &[u8] = b"postgresql";
@@ -30,22 +31,28 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// What clients are shown.
+/// What clients are shown, and what they must show.
 ///
 /// # Errors
 /// A file that is not PEM, or a key that does not belong to the certificate.
 pub fn acceptor(tls: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = certificates(&tls.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|e| error(&tls.key, format!("no private key in PEM form: {e}")))?;
+    let (chain, key) = (certificates(&tls.certificate)?, private_key(&tls.key)?);
+    let clients = match &tls.client_ca {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(file) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider())
+            .build()
+            .map_err(|e| error(file, format!("no usable root certificate: {e}")))?,
+    };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| error(&tls.certificate, e.to_string()))?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(chain, key)
-        .map_err(|e| error(&tls.key, format!("does not go with {}: {e}", tls.certificate.display())))?;
-    // libpq and PostgreSQL itself never resume sessions: tickets would be work for nothing.
+        .map_err(|e| does_not_go_with(&tls.key, &tls.certificate, &e))?;
+    // libpq and PostgreSQL itself never resume sessions: tickets would be work for nothing, and who comes again with
+    // one would not show a certificate again.
     config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     // A client that offers other protocols only is refused in the handshake: it means another server.
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
@@ -74,7 +81,13 @@ pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError>
         Verify::Chain => Arc::new(ChainOnly(web_pki(server, provider)?)),
         Verify::ChainAndName => web_pki(server, provider)?,
     };
-    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match &server.identity {
+        None => builder.with_no_client_auth(),
+        Some(Identity { certificate, key }) => builder
+            .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
+            .map_err(|e| does_not_go_with(key, certificate, &e))?,
+    };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Some(Arc::new(config)))
 }
@@ -86,21 +99,34 @@ enum Verify {
 }
 
 fn web_pki(server: &Server, provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
-    let mut roots = RootCertStore::empty();
     let origin = server.ca.clone().unwrap_or_else(|| PathBuf::from("the system's root certificates"));
-    match &server.ca {
-        Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|e| error(file, e.to_string()))?;
-            }
-        }
+    let roots = match &server.ca {
+        Some(file) => roots(file)?,
         None => {
+            let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots
         }
-    }
+    };
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|e| error(&origin, format!("no usable root certificate: {e}")))
+}
+
+fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        roots.add(certificate).map_err(|e| error(file, e.to_string()))?;
+    }
+    Ok(roots)
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(file).map_err(|e| error(file, format!("no private key in PEM form: {e}")))
+}
+
+fn does_not_go_with(key: &Path, certificate: &Path, why: &rustls::Error) -> TlsError {
+    error(key, format!("does not go with {}: {why}", certificate.display()))
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

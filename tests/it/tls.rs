@@ -1,16 +1,14 @@
 //! TLS on both sides, with certificates made for each test: libpq towards the proxy, PostgreSQL behind it.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::time::Duration;
 
-use pgtenant::cli::demo::throwaway::Options;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::authority::{Authority, with_tls};
+use crate::harness::authority::{Authority, secured, with_tls};
 use crate::harness::client::{Raw, connect, message, psql, startup, value};
 use crate::harness::gate::Gate;
-use crate::harness::postgres::{self, Shared, password_of};
-use crate::harness::{eventually, org};
+use crate::harness::org;
+use crate::harness::postgres::{self, password_of};
 
 const SSL_REQUEST: u32 = 80_877_103;
 
@@ -156,29 +154,6 @@ async fn certificates_that_cannot_be_used_are_named() {
         let last = log.lines().last().unwrap();
         assert!(last.contains(names) && last.contains(says), "{log}");
     }
-}
-
-/// A PostgreSQL that has TLS and takes nothing else over TCP.
-async fn secured(authority: &Authority, names: &[&str]) -> Shared {
-    let shared = Shared::start(&Options::default());
-    let folder = shared.server.data_dir();
-    let owner = std::fs::metadata(&folder).unwrap();
-    let (certificate, key) = authority.issue(names);
-    for (name, content) in [("server.crt", certificate), ("server.key", key)] {
-        let path = folder.join(name);
-        std::fs::write(&path, content).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
-    }
-    let admin = shared.admin("postgres").await;
-    admin.batch_execute("ALTER SYSTEM SET ssl = on").await.unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    eventually("TLS of PostgreSQL", async || {
-        let on = admin.query_one("SELECT current_setting('ssl')", &[]).await.unwrap();
-        (on.get::<_, &str>(0) == "on").then_some(())
-    })
-    .await;
-    shared
 }
 
 const ENCRYPTED: &str =

@@ -1,6 +1,9 @@
 //! Certificates of a test's own: who signs them, who shows them, who believes them.
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::sync::Arc;
+
+use pgtenant::cli::demo::throwaway::Options;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SignatureAlgorithm};
 use rustls::pki_types::pem::PemObject as _;
@@ -10,7 +13,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::eventually;
 use super::gate::{Gate, Setup};
+use super::postgres::Shared;
 
 /// A certificate and its key, as PEM.
 pub type Pair = (String, String);
@@ -93,4 +98,34 @@ pub fn with_tls(setup: Setup, (certificate, key): &Pair) -> Setup {
         .file("server.key", key.as_str())
         .set("listen.tls", "certificate", "\"server.crt\"")
         .set("listen.tls", "key", "\"server.key\"")
+}
+
+/// A PostgreSQL that has TLS and takes nothing else over TCP.
+pub async fn secured(authority: &Authority, names: &[&str]) -> Shared {
+    let shared = Shared::start(&Options::default());
+    let (certificate, key) = authority.issue(names);
+    for (name, content) in
+        [("server.crt", &certificate), ("server.key", &key), ("clients.crt", &authority.pem)]
+    {
+        give(&shared, name, content);
+    }
+    let admin = shared.admin("postgres").await;
+    admin.batch_execute("ALTER SYSTEM SET ssl = on").await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    eventually("TLS of PostgreSQL", async || {
+        let on = admin.query_one("SELECT current_setting('ssl')", &[]).await.unwrap();
+        (on.get::<_, &str>(0) == "on").then_some(())
+    })
+    .await;
+    shared
+}
+
+/// Puts a file into the data directory, as PostgreSQL's own.
+pub fn give(shared: &Shared, name: &str, content: &str) {
+    let folder = shared.server.data_dir();
+    let owner = std::fs::metadata(&folder).unwrap();
+    let path = folder.join(name);
+    std::fs::write(&path, content).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
 }
