@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -266,19 +268,26 @@ impl SignIn<'_> {
     }
 
     async fn scram(&mut self, mut mechanisms: &[u8]) -> Result<(), DialError> {
-        let mut offered = false;
+        let (mut offered, mut plus_offered) = (false, false);
         while let Some((name, rest)) = split_cstr(mechanisms) {
             offered |= name == SCRAM_SHA_256.as_bytes();
+            plus_offered |= name == SCRAM_SHA_256_PLUS.as_bytes();
             mechanisms = rest;
         }
-        if !offered {
+        // Bound to the certificate that was shown, the sign-in is of no use to who is in between, even where nothing
+        // verifies that certificate. If the offer was taken out on its way, `unrequested` lets PostgreSQL see it.
+        let (mechanism, binding) = match self.stream.peer_end_point() {
+            Some(hash) if plus_offered => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash)),
+            Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offered && mechanism == SCRAM_SHA_256 {
             return Err(self
                 .dialer
                 .unsupported("it offers no SCRAM-SHA-256; use scram-sha-256 in pg_hba.conf"));
         }
-        let mut scram =
-            ScramSha256::new(dialer_password(self.dialer)?.as_bytes(), ChannelBinding::unsupported());
-        speak::sasl_initial(SCRAM_SHA_256, scram.message(), &mut self.out);
+        let mut scram = ScramSha256::new(dialer_password(self.dialer)?.as_bytes(), binding);
+        speak::sasl_initial(mechanism, scram.message(), &mut self.out);
         self.send().await?;
         let challenge = self.sasl(11).await?;
         scram.update(&challenge).map_err(|e| self.dialer.unsupported(format!("SCRAM failed: {e}")))?;

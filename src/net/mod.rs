@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub mod dial;
+pub mod end_point;
 pub mod listen;
 pub mod stream;
 pub mod tls;

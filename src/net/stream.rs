@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
+use super::end_point::end_point;
+
 /// A TCP or Unix socket that can move between the threads' reactors, also from below a TLS session.
 #[derive(Debug)]
 pub struct Socket(Option<Kind>);
@@ -151,6 +153,14 @@ impl Stream {
         match self {
             Self::Plain(_) => None,
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// What the certificate that the peer showed binds a SCRAM exchange to.
+    pub fn peer_end_point(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => end_point(tls.get_ref().1.peer_certificates()?.first()?),
         }
     }
 

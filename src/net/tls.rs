@@ -13,6 +13,7 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use super::end_point::end_point;
 use crate::config::{Identity, ListenTls, Server, SslMode};
 
 /// What the protocol is called in ALPN (RFC 7301; registered with IANA).
@@ -35,8 +36,9 @@ pub fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 /// A file that is not PEM, or a key that does not belong to the certificate.
-pub fn acceptor(tls: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn acceptor(tls: &ListenTls) -> Result<Shown, TlsError> {
     let (chain, key) = (certificates(&tls.certificate)?, private_key(&tls.key)?);
+    let end_point = chain.first().and_then(end_point);
     let clients = match &tls.client_ca {
         None => WebPkiClientVerifier::no_client_auth(),
         Some(file) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider())
@@ -55,7 +57,15 @@ pub fn acceptor(tls: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     // A client that offers other protocols only is refused in the handshake: it means another server.
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Arc::new(config))
+    Ok(Shown { config: Arc::new(config), end_point })
+}
+
+/// What clients are shown.
+pub struct Shown {
+    /// The certificate, and whose certificates are demanded.
+    pub config: Arc<ServerConfig>,
+    /// What a client's SCRAM exchange may be bound to; none where the certificate has no such hash.
+    pub end_point: Option<Vec<u8>>,
 }
 
 /// What a server must show, by its `sslmode`; `None` where TLS is never asked for.

@@ -73,7 +73,9 @@ fn gate(config: &Config, pools: HashMap<(String, String), Arc<Pool>>) -> Result<
     let keys = Keys::load(&config.jwt).map_err(|e| ServeError::Configuration(e.to_string()))?;
     let acceptor = match &config.listen.tls {
         Some(tls) => {
-            Some(tls::acceptor(tls).map_err(|e| ServeError::Configuration(format!("listen.tls: {e}")))?)
+            let shown =
+                tls::acceptor(tls).map_err(|e| ServeError::Configuration(format!("listen.tls: {e}")))?;
+            Some(Arc::new(shown))
         }
         None => None,
     };

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::farewell;
@@ -13,7 +12,7 @@ use super::login::Login;
 use crate::net::buffer::Buffer;
 use crate::net::listen::Peer;
 use crate::net::stream::{Socket, Stream};
-use crate::net::tls;
+use crate::net::tls::{self, Shown};
 use crate::pool::server::Shard;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::{self, StartupMessage};
@@ -24,17 +23,19 @@ const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A connection of which nothing is known yet.
 pub struct Opening {
-    gate: Arc<Gate>,
-    stream: Stream,
-    incoming: Buffer,
-    peer: Peer,
-    shard: Shard,
+    pub(super) gate: Arc<Gate>,
+    pub(super) stream: Stream,
+    pub(super) incoming: Buffer,
+    pub(super) peer: Peer,
+    pub(super) shard: Shard,
+    /// What it was shown in the handshake, which may be replaced for those who come later.
+    pub(super) shown: Option<Arc<Shown>>,
 }
 
 impl Opening {
     /// Takes an accepted socket.
     pub fn new(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) -> Self {
-        Self { gate, stream: Stream::Plain(socket), incoming: Buffer::default(), peer, shard }
+        Self { gate, stream: Stream::Plain(socket), incoming: Buffer::default(), peer, shard, shown: None }
     }
 
     /// Goes through the opening packets to a StartupMessage; `None` when the connection has ended.
@@ -93,9 +94,9 @@ impl Opening {
         }
         match self.certificate() {
             // What is encrypted already needs no more.
-            Some(tls) if !self.stream.is_tls() => {
+            Some(shown) if !self.stream.is_tls() => {
                 self.answer(b'S').await?;
-                self.handshake(tls).await
+                self.handshake(shown).await
             }
             _ => {
                 self.answer(b'N').await?;
@@ -114,9 +115,9 @@ impl Opening {
     /// The client must say by ALPN that it means PostgreSQL: otherwise what somebody made a browser or another program
     /// send to this port could be taken for a client's words.
     async fn direct_tls(self) -> Option<Self> {
-        let tls = self.certificate()?;
+        let shown = self.certificate()?;
         let peer = self.peer;
-        let opening = self.handshake(tls).await?;
+        let opening = self.handshake(shown).await?;
         if opening.stream.alpn() == Some(tls::ALPN) {
             return Some(opening);
         }
@@ -125,16 +126,16 @@ impl Opening {
     }
 
     /// What is shown to this client. A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
-    fn certificate(&self) -> Option<Arc<ServerConfig>> {
+    fn certificate(&self) -> Option<Arc<Shown>> {
         self.gate.settings.tls.clone().filter(|_| !self.peer.is_unix())
     }
 
-    async fn handshake(self, tls: Arc<ServerConfig>) -> Option<Self> {
+    async fn handshake(self, shown: Arc<Shown>) -> Option<Self> {
         let Stream::Plain(socket) = self.stream else { return None };
-        match TlsAcceptor::from(tls).accept(socket).await {
+        match TlsAcceptor::from(shown.config.clone()).accept(socket).await {
             Ok(stream) => {
                 let stream = Stream::Tls(Box::new(TlsStream::Server(stream)));
-                Some(Self { stream, ..self })
+                Some(Self { stream, shown: Some(shown), ..self })
             }
             Err(error) => {
                 tracing::info!(peer = %self.peer, reason = %error, "TLS handshake failed");
@@ -156,7 +157,7 @@ impl Opening {
                 .hint("Add sslmode=require (better: verify-full) to the connection string.");
             return self.refuse(&report).await;
         }
-        Some(Login::new(self.gate, self.stream, self.incoming, self.peer, self.shard, message))
+        Some(Login::new(self, message))
     }
 
     async fn refuse<T>(self, report: &Report) -> Option<T> {
