@@ -46,12 +46,20 @@ pub struct Shard(pub usize);
 pub struct TermsDigest(pub [u8; 32]);
 
 /// A place in the pool; whoever drops it lets another server be opened.
-pub struct Place(Box<dyn FnOnce() + Send>);
+pub struct Place(Option<Box<dyn FnOnce() + Send>>);
 
 impl Place {
     /// Calls `vacate` when the server is gone.
     pub fn new(vacate: impl FnOnce() + Send + 'static) -> Self {
-        Self(Box::new(vacate))
+        Self(Some(Box::new(vacate)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(vacate) = self.0.take() {
+            vacate();
+        }
     }
 }
 
@@ -65,15 +73,8 @@ struct Core {
     statements: HashSet<u64>,
     born: Instant,
     shard: Shard,
-    place: Option<Place>,
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        if let Some(Place(vacate)) = self.place.take() {
-            vacate();
-        }
-    }
+    /// The last field: it is free again when the socket is closed.
+    _place: Place,
 }
 
 impl Core {
@@ -179,7 +180,7 @@ impl CleanServer {
             statements: HashSet::new(),
             born: Instant::now(),
             shard,
-            place: Some(place),
+            _place: place,
         };
         statements::prepare(&mut core.outgoing);
         core.acknowledge_in_time(|kind, _| kind == tag::READY_FOR_QUERY).await?;
