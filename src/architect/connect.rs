@@ -94,7 +94,7 @@ impl TlsWanted {
         let server =
             Server { name: String::new(), host: String::new(), port: 0, tls, ca: self.roots, identity: None };
         match tls::connector(&server) {
-            Ok(Some(config)) => Ok((*config).clone()),
+            Ok(Some(config)) => Ok(config),
             Ok(None) => Err(ConnectError("no TLS".to_owned())),
             Err(e) => Err(ConnectError(e.to_string())),
         }

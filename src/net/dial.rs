@@ -19,7 +19,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::buffer::Buffer;
 use super::listen::socket_path;
 use super::stream::{Socket, Stream};
-use super::tls;
+use super::watched::Watched;
 use crate::config::{Secret, Server, SslMode};
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::report::ServerReport;
@@ -37,7 +37,7 @@ const MAX_SIGN_IN_MESSAGE: usize = 30_000;
 #[derive(Clone)]
 pub struct Dialer {
     server: Arc<Server>,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Arc<Watched<ClientConfig>>>,
     dbname: String,
     role: String,
     password: Option<Secret>,
@@ -98,18 +98,16 @@ impl DialError {
 }
 
 impl Dialer {
-    /// Prepares to enter `dbname` on `server` as `role`.
-    ///
-    /// # Errors
-    /// The certificates that the configuration names cannot be used.
+    /// Prepares to enter `dbname` on `server` as `role`; `tls` is what [`super::tls::watched_connector`] makes for this
+    /// server.
     pub fn new(
         server: Arc<Server>,
+        tls: Option<Arc<Watched<ClientConfig>>>,
         dbname: &str,
         role: &str,
         password: Option<Secret>,
-    ) -> Result<Self, tls::TlsError> {
-        let tls = tls::connector(&server)?;
-        Ok(Self { server, tls, dbname: dbname.to_owned(), role: role.to_owned(), password })
+    ) -> Self {
+        Self { server, tls, dbname: dbname.to_owned(), role: role.to_owned(), password }
     }
 
     /// The server's address, for messages.
@@ -183,7 +181,7 @@ impl Dialer {
             (b'S', _) => {
                 let name = ServerName::try_from(self.server.host.clone())
                     .map_err(|e| self.unsupported(format!("{e}; TLS needs a host name or an address")))?;
-                let stream = TlsConnector::from(tls.clone()).connect(name, socket).await;
+                let stream = TlsConnector::from(tls.current()).connect(name, socket).await;
                 let stream = stream.map_err(|e| self.unsupported(format!("TLS handshake failed: {e}")))?;
                 Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
             }

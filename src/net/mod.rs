@@ -6,3 +6,4 @@ pub mod end_point;
 pub mod listen;
 pub mod stream;
 pub mod tls;
+pub mod watched;

@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::end_point::end_point;
+use super::watched::Watched;
 use crate::config::{Identity, ListenTls, Server, SslMode};
 
 /// What the protocol is called in ALPN (RFC 7301; registered with IANA).
@@ -30,6 +31,33 @@ pub struct TlsError {
 /// The one provider of the whole program.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
+}
+
+/// What clients are shown, and what they must show; made anew when the files change.
+///
+/// # Errors
+/// See [`acceptor`].
+pub fn watched_acceptor(tls: &ListenTls) -> Result<Watched<Shown>, TlsError> {
+    let ListenTls { certificate, key, client_ca, .. } = tls.clone();
+    let files = [certificate, key].into_iter().chain(client_ca).collect();
+    let tls = tls.clone();
+    Watched::new(files, move || acceptor(&tls))
+}
+
+/// What a server must show, and what it is shown; made anew when the files change. `None` where TLS is never asked for.
+///
+/// # Errors
+/// See [`connector`].
+pub fn watched_connector(server: &Server) -> Result<Option<Watched<ClientConfig>>, TlsError> {
+    if connector(server)?.is_none() {
+        return Ok(None);
+    }
+    let Server { ca, identity, .. } = server.clone();
+    let identity = identity.into_iter().flat_map(|identity| [identity.certificate, identity.key]);
+    let (files, server) = (ca.into_iter().chain(identity).collect(), server.clone());
+    let make =
+        move || connector(&server)?.ok_or_else(|| error(Path::new("TLS"), "is never asked for".to_owned()));
+    Watched::new(files, make).map(Some)
 }
 
 /// What clients are shown, and what they must show.
@@ -72,7 +100,7 @@ pub struct Shown {
 ///
 /// # Errors
 /// A bundle that cannot be read, or no roots at all where verification is demanded.
-pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+pub fn connector(server: &Server) -> Result<Option<ClientConfig>, TlsError> {
     let verify = match (server.tls, &server.ca) {
         (SslMode::Disable, _) => return Ok(None),
         // As libpq: PostgreSQL has no TLS there, and nobody is in between.
@@ -99,7 +127,7 @@ pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError>
             .map_err(|e| does_not_go_with(key, certificate, &e))?,
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Some(Arc::new(config)))
+    Ok(Some(config))
 }
 
 enum Verify {
@@ -148,7 +176,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(certificates)
 }
 
-fn error(file: &Path, problem: String) -> TlsError {
+pub(super) fn error(file: &Path, problem: String) -> TlsError {
     TlsError { file: file.to_owned(), problem }
 }
 

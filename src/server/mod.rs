@@ -2,6 +2,7 @@
 
 mod assemble;
 mod keeper;
+mod renewal;
 mod shards;
 mod shutdown;
 
@@ -51,6 +52,7 @@ pub struct Proxy {
     http: Option<TcpListener>,
     endpoints: Arc<Endpoints>,
     pools: keeper::Pools,
+    watches: renewal::Watches,
 }
 
 impl Proxy {
@@ -66,7 +68,8 @@ impl Proxy {
             None => None,
         };
         let endpoints = Arc::new(assembled.endpoints);
-        Ok(Self { gate: assembled.gate, listeners, http, endpoints, pools: assembled.pools })
+        let assemble::Assembled { gate, pools, watches, .. } = assembled;
+        Ok(Self { gate, listeners, http, endpoints, pools, watches })
     }
 
     /// Where clients connect by TCP, with the ports that were taken.
@@ -93,6 +96,7 @@ impl Proxy {
         }
         let http = self.http.map(|listener| tokio::spawn(http::serve(listener, self.endpoints.clone())));
         let keeper = tokio::spawn(keeper::keep(self.pools.clone(), self.endpoints.metrics.clone()));
+        let renewal = tokio::spawn(renewal::watch(self.watches));
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
@@ -106,6 +110,7 @@ impl Proxy {
         }
         shutdown::drain(&self.gate, SHUTDOWN_GRACE).await;
         keeper.abort();
+        renewal.abort();
         self.pools.close();
         if let Some(http) = http {
             http.abort();

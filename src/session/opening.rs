@@ -127,7 +127,7 @@ impl Opening {
 
     /// What is shown to this client. A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
     fn certificate(&self) -> Option<Arc<Shown>> {
-        self.gate.settings.tls.clone().filter(|_| !self.peer.is_unix())
+        self.gate.settings.tls.as_ref().filter(|_| !self.peer.is_unix()).map(|tls| tls.current())
     }
 
     async fn handshake(self, shown: Arc<Shown>) -> Option<Self> {

@@ -15,6 +15,7 @@ mod operations;
 mod pipelines;
 mod prepared;
 mod protocol;
+mod renewal;
 mod seal;
 mod settings;
 mod sign_in;

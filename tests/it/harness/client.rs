@@ -237,6 +237,12 @@ impl Raw {
         }
     }
 
+    /// TLS tells of a refusal, in an alert that only reading shows.
+    pub async fn expect_refusal_by_tls(&mut self) {
+        let error = within(self.stream.read_u8()).await.expect_err("refused");
+        assert!(error.to_string().contains("alert"), "{error}");
+    }
+
     /// The other side closes; whatever comes before that is skipped.
     pub async fn expect_close(&mut self) {
         while self.read_message().await.is_some() {}
