@@ -91,9 +91,10 @@ impl TlsWanted {
     fn client_config(self) -> Result<ClientConfig, ConnectError> {
         // Where TLS is off, the driver never asks for this.
         let tls = if self.mode == SslMode::Disable { SslMode::Prefer } else { self.mode };
-        let server = Server { name: String::new(), host: String::new(), port: 0, tls, ca: self.roots };
+        let server =
+            Server { name: String::new(), host: String::new(), port: 0, tls, ca: self.roots, identity: None };
         match tls::connector(&server) {
-            Ok(Some(config)) => Ok((*config).clone()),
+            Ok(Some(config)) => Ok(config),
             Ok(None) => Err(ConnectError("no TLS".to_owned())),
             Err(e) => Err(ConnectError(e.to_string())),
         }

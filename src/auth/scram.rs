@@ -1,4 +1,4 @@
-//! The server's side of SCRAM-SHA-256 (RFC 5802, RFC 7677; PostgreSQL documentation, 53.3 "SASL Authentication").
+//! The server's side of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677; PostgreSQL documentation, 53.3 "SASL Authentication").
 //!
 //! A state machine without sockets: [`ServerFirst::start`] answers the client's first message and gives the
 //! [`Exchange`] that checks its last one.
@@ -38,9 +38,40 @@ pub enum ScramError {
     /// A message does not have the form of RFC 5802.
     #[error("malformed SCRAM message: {0}")]
     Malformed(&'static str),
+    /// The client could bind the exchange to its connection, and was made to believe that we cannot.
+    #[error("the offer of channel binding was taken out on its way")]
+    Downgrade,
+    /// The exchange is bound to another connection: somebody is in between.
+    #[error("channel binding to another certificate")]
+    WrongBinding,
     /// The proof does not fit.
     #[error("wrong password")]
     WrongPassword,
+}
+
+/// How an exchange is bound to the connection below it (RFC 5802 section 6).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    /// `SCRAM-SHA-256`, and nothing else was offered.
+    NotOffered,
+    /// `SCRAM-SHA-256`, though `SCRAM-SHA-256-PLUS` was offered.
+    Declined,
+    /// `SCRAM-SHA-256-PLUS`: to the certificate that the client was shown, by its `tls-server-end-point`.
+    EndPoint(Vec<u8>),
+}
+
+impl Binding {
+    /// What client-final must carry for the flag of client-first.
+    fn expected(&self, flag: &str) -> Result<Vec<u8>, ScramError> {
+        let header = format!("{flag},,").into_bytes();
+        match (self, flag) {
+            (Self::EndPoint(hash), "p=tls-server-end-point") => Ok([&header[..], hash].concat()),
+            (Self::EndPoint(_), _) => Err(ScramError::Malformed("-PLUS without tls-server-end-point")),
+            (_, "n") | (Self::NotOffered, "y") => Ok(header),
+            (Self::Declined, "y") => Err(ScramError::Downgrade),
+            _ => Err(ScramError::Malformed("channel binding without -PLUS")),
+        }
+    }
 }
 
 impl Verifier {
@@ -109,9 +140,10 @@ impl ServerFirst {
     /// Answers client-first with server-first. `nonce` is the server's part, random and printable.
     ///
     /// # Errors
-    /// The message is malformed, or asks for what was not offered: channel binding, or to act as someone else.
+    /// The message is malformed, does not go with the mechanism chosen, or asks to act as someone else.
     pub fn start(
         client_first: &[u8],
+        binding: &Binding,
         verifier: &Verifier,
         nonce: &str,
     ) -> Result<(Exchange, Vec<u8>), ScramError> {
@@ -119,9 +151,7 @@ impl ServerFirst {
         let malformed = ScramError::Malformed("client-first");
         let (flag, rest) = message.split_once(',').ok_or(malformed)?;
         let (authorization, bare) = rest.split_once(',').ok_or(malformed)?;
-        if !matches!(flag, "n" | "y") {
-            return Err(ScramError::Malformed("channel binding was not offered"));
-        }
+        let binding = binding.expected(flag)?;
         if !authorization.is_empty() {
             return Err(ScramError::Malformed("an authorization identity is not supported"));
         }
@@ -139,7 +169,7 @@ impl ServerFirst {
             format!("r={combined},s={},i={}", STANDARD.encode(&verifier.salt), verifier.iterations);
         let exchange = Exchange {
             verifier: verifier.clone(),
-            gs2_header: format!("{flag},,"),
+            binding,
             nonce: combined,
             auth_message: format!("{bare},{server_first},"),
         };
@@ -150,7 +180,7 @@ impl ServerFirst {
 /// An exchange that waits for the client's proof.
 pub struct Exchange {
     verifier: Verifier,
-    gs2_header: String,
+    binding: Vec<u8>,
     nonce: String,
     auth_message: String,
 }
@@ -168,8 +198,8 @@ impl Exchange {
         let binding =
             attributes.next().and_then(|attribute| attribute.strip_prefix("c=")).ok_or(malformed)?;
         let nonce = attributes.next().and_then(|attribute| attribute.strip_prefix("r=")).ok_or(malformed)?;
-        if STANDARD.decode(binding).ok().as_deref() != Some(self.gs2_header.as_bytes()) {
-            return Err(ScramError::Malformed("channel binding does not match"));
+        if STANDARD.decode(binding).ok().as_deref() != Some(&self.binding) {
+            return Err(ScramError::WrongBinding);
         }
         if nonce != self.nonce {
             return Err(ScramError::Malformed("nonce does not match"));

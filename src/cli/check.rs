@@ -3,6 +3,7 @@
 mod posture;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -134,15 +135,12 @@ async fn online(config: &Config, format: Format) -> Vec<Finding> {
 }
 
 async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<String> {
-    let dialer = match Dialer::new(
-        database.server.clone(),
-        &database.dbname,
-        &role.name,
-        role.server_password.clone(),
-    ) {
-        Ok(dialer) => dialer,
+    let tls = match tls::watched_connector(&database.server) {
+        Ok(tls) => tls.map(Arc::new),
         Err(error) => return vec![error.to_string()],
     };
+    let (server, password) = (database.server.clone(), role.server_password.clone());
+    let dialer = Dialer::new(server, tls, &database.dbname, &role.name, password);
     let dialled = match dialer.dial().await {
         Ok(dialled) => dialled,
         Err(error) => return vec![error.to_string()],

@@ -392,6 +392,17 @@ impl<'b, 'd> Item<'b, 'd> {
         }
     }
 
+    /// A directory that exists; relative paths start at the configuration's folder.
+    pub(super) fn folder(&self) -> Option<PathBuf> {
+        let path = self.book.folder.join(self.text()?);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => return Some(path),
+            Ok(_) => self.note(format!("{} is not a directory", path.display())),
+            Err(error) => self.note_unreadable(&path, &error),
+        }
+        None
+    }
+
     /// Another pointer to the same place, for what is found wrong after the item is consumed.
     pub(super) fn pin(&self) -> Item<'b, 'd> {
         Item { book: self.book, path: self.path.clone(), line: self.line, value: self.value }

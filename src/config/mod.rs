@@ -4,12 +4,13 @@
 //! names but this version does not build yet are mistakes too: nothing is silently ignored.
 
 mod document;
+mod places;
 mod read;
 mod secret;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Config {
 pub struct Listen {
     /// TCP addresses; port 0 takes a free one.
     pub tcp: Vec<SocketAddr>,
+    /// Directories for Unix sockets, which are named by the port of the first TCP address, or 6432.
+    pub unix: Vec<PathBuf>,
     /// Clients beyond this number are refused with 53300.
     pub max_clients: usize,
     /// From the first byte to `ReadyForQuery`; slower clients are dropped.
@@ -58,6 +61,8 @@ pub struct ListenTls {
     pub certificate: PathBuf,
     /// PEM file with the private key of the leaf.
     pub key: PathBuf,
+    /// PEM bundle of roots: every client must show a certificate from one of them.
+    pub client_ca: Option<PathBuf>,
     /// Refuse clients that do not ask for TLS.
     pub require: bool,
 }
@@ -67,14 +72,32 @@ pub struct ListenTls {
 pub struct Server {
     /// The name in the configuration, for messages.
     pub name: String,
-    /// Name or address.
+    /// Name or address, or the directory of a Unix socket, which starts with a slash.
     pub host: String,
-    /// TCP port.
+    /// TCP port; it is also what the Unix socket is named by.
     pub port: u16,
     /// How much TLS is demanded (libpq's `sslmode`).
     pub tls: SslMode,
     /// PEM bundle of trusted roots; required for the verify modes unless the system's roots serve.
     pub ca: Option<PathBuf>,
+    /// What the proxy shows to PostgreSQL, if that asks for a client's certificate.
+    pub identity: Option<Identity>,
+}
+
+/// A certificate of ours and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// PEM file, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key of the leaf.
+    pub key: PathBuf,
+}
+
+impl Server {
+    /// Where its Unix socket is, if it is reached by one.
+    pub fn socket_directory(&self) -> Option<&Path> {
+        self.host.starts_with('/').then(|| Path::new(&self.host))
+    }
 }
 
 /// libpq's `sslmode` (PostgreSQL documentation, 34.19 "SSL Support").

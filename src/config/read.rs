@@ -10,10 +10,11 @@ use base64::Engine as _;
 use toml::de::DeTable;
 
 use super::document::{Book, Item, Mistake, Mistakes, Section};
+use super::places::{admin, listen, servers};
 use super::*;
 
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Reads a configuration file.
@@ -106,86 +107,11 @@ fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
 }
 
 /// A table of named things; `None` for one that is there but wrong, so that its name is still known to others.
-type Named<T> = BTreeMap<String, Option<Arc<T>>>;
+pub(super) type Named<T> = BTreeMap<String, Option<Arc<T>>>;
 
 /// All of them, if none is wrong.
 fn whole<T>(named: Named<T>) -> Option<BTreeMap<String, Arc<T>>> {
     named.into_iter().map(|(name, thing)| Some((name, thing?))).collect()
-}
-
-fn listen(section: &Section<'_, '_>) -> Option<Listen> {
-    let tcp = match section.get("tcp") {
-        None => Some(vec![SocketAddr::from(([127, 0, 0, 1], 6432))]),
-        Some(item) => item.items().map(|items| {
-            if items.is_empty() {
-                item.note("must name at least one address, such as \"127.0.0.1:6432\"");
-            }
-            items.iter().filter_map(Item::address).collect()
-        }),
-    };
-    if let Some(unix) = section.get("unix")
-        && !unix.is_empty_array()
-    {
-        unix.not_built("listen on TCP");
-    }
-    let max_clients = or(section.get("max_clients").map(|i| i.number(1, 1_000_000)), 10_000);
-    let sign_in_timeout =
-        or(section.get("sign_in_timeout").map(|i| i.duration(SECOND, HOUR)), Duration::from_secs(15));
-    let tls = listen_tls(&section.section("tls"));
-    Some(Listen { tcp: tcp?, max_clients: max_clients as usize, sign_in_timeout, tls })
-}
-
-fn listen_tls(section: &Section<'_, '_>) -> Option<ListenTls> {
-    section.not_built("client_ca", "clients sign in by token or SCRAM");
-    let certificate = section.require("certificate", "a PEM file, leaf first").and_then(|i| i.file());
-    let key = section.require("key", "a PEM file with the certificate's private key").and_then(|i| i.file());
-    let require = or(section.get("require").map(|i| i.flag()), true);
-    Some(ListenTls { certificate: certificate?, key: key?, require })
-}
-
-fn admin(section: &Section<'_, '_>) -> Option<SocketAddr> {
-    section.not_built("operators", "there is no console yet");
-    section.get("http").and_then(|item| item.address())
-}
-
-fn servers(section: &mut Section<'_, '_>) -> Named<Server> {
-    let entries = section.entries().into_iter();
-    entries.map(|(name, item)| (name.clone(), server(name, &item.into_section()))).collect()
-}
-
-fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
-    let modes = [
-        ("disable", SslMode::Disable),
-        ("prefer", SslMode::Prefer),
-        ("require", SslMode::Require),
-        ("verify-ca", SslMode::VerifyCa),
-        ("verify-full", SslMode::VerifyFull),
-    ];
-    for key in ["certificate", "key"] {
-        section.not_built(key, "the proxy signs in by password");
-    }
-    let host = section.require("host", "a name or address").and_then(|item| {
-        let host = item.text()?;
-        if host.starts_with('/') {
-            item.note("a socket's directory is not built in this version; give a name or an address");
-            return None;
-        }
-        Some(host)
-    });
-    let port = or(section.get("port").map(|i| i.number(1, 65_535)), 5432);
-    let tls = or(section.get("tls").map(|i| i.choice(&modes)), SslMode::Prefer);
-    let ca = section.get("ca");
-    match (tls, &ca) {
-        (SslMode::Disable | SslMode::Prefer, Some(item)) => {
-            item.note("is of no use with this tls; set tls to verify-full (or verify-ca, or require)");
-        }
-        (SslMode::VerifyCa, None) => {
-            section.note_at("ca", "is missing: verify-ca trusts the roots in it alone")
-        }
-        _ => {}
-    }
-    let ca = ca.and_then(|item| item.file());
-    Some(Arc::new(Server { name, host: host?, port: port as u16, tls, ca }))
 }
 
 fn databases(section: &mut Section<'_, '_>, servers: &Named<Server>) -> Named<Database> {
@@ -465,7 +391,7 @@ fn budget(section: &Section<'_, '_>) -> Duration {
 }
 
 /// The value; the default where the key is absent or wrong (what is wrong was noted, and nothing will be served).
-fn or<T>(value: Option<Option<T>>, default: T) -> T {
+pub(super) fn or<T>(value: Option<Option<T>>, default: T) -> T {
     value.flatten().unwrap_or(default)
 }
 

@@ -73,11 +73,7 @@ fn all_mistakes_come_at_once_each_with_its_key_and_line() {
 #[test]
 fn what_is_not_built_is_named_and_never_ignored() {
     for (section, line, key) in [
-        ("[listen]", "unix = [\"/run\"]", "listen.unix"),
-        ("[listen.tls]", "client_ca = \"ca.crt\"", "listen.tls.client_ca"),
         ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
-        ("[servers.other]", "host = \"h\"\ncertificate = \"c\"", "servers.other.certificate"),
-        ("[servers.other]", "host = \"/run/postgresql\"", "servers.other.host"),
         (
             "[databases.other]",
             "server = \"main\"\npool.per_organization = 3",
@@ -164,7 +160,6 @@ fn one_mistake_is_reported_once() {
     only(&with("[\"HS256\"]", "[]"), "jwt.issuers.algorithms", Some(12), "at least one algorithm");
     only(&with("[\"pgtenant\"]", "\"pgtenant\""), "jwt.issuers.audience", Some(11), "must be an array");
     only(&with("TOKEN_SECRET", "SHORT"), "jwt.issuers.secret", Some(13), "too short");
-    only(&with("\"127.0.0.1\"", "\"/run\""), "servers.main.host", Some(3), "socket's directory");
     only(&with("[\"jwt\"]", "\"jwt\""), "roles.app.sign_in", Some(7), "must be an array");
     only(&format!("{SMALL}[listen]\ntcp = \"x:1\"\nmax_clients = 5\n"), "listen.tcp", Some(17), "array");
     only(&format!("{SMALL}[listen]\ntcp = []\n"), "listen.tcp", Some(17), "at least one address");
@@ -268,6 +263,71 @@ fn roots_that_nobody_would_look_at_are_a_mistake() {
 }
 
 #[test]
+fn certificates_come_with_their_keys_and_only_where_there_is_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgtenant.toml");
+    for name in ["c.crt", "c.key", "ca.crt"] {
+        std::fs::write(folder.path().join(name), "x").unwrap();
+    }
+    let listen = |more: &str| {
+        let text = format!("{SMALL}[listen.tls]\ncertificate = \"c.crt\"\nkey = \"c.key\"\n{more}\n");
+        parse_with(&text, &file, &env).map_err(|mistakes| mistakes.to_string())
+    };
+    let tls = listen("client_ca = \"ca.crt\"").unwrap().listen.tls.unwrap();
+    assert_eq!((tls.client_ca, tls.require), (Some(folder.path().join("ca.crt")), true));
+    let said = listen("client_ca = \"gone.crt\"").unwrap_err();
+    assert!(said.contains("listen.tls.client_ca: cannot read"), "{said}");
+    let said = listen("client_ca = \"ca.crt\"\nrequire = false").unwrap_err();
+    assert!(said.contains("listen.tls.client_ca: is of no use with require = false"), "{said}");
+    let server = |host: &str| {
+        let text = SMALL.replace("host = \"127.0.0.1\"", host);
+        parse_with(&text, &file, &env).map_err(|mistakes| mistakes.to_string())
+    };
+    let both = "certificate = \"c.crt\"\nkey = \"c.key\"";
+    let config = server(&format!("host = \"h\"\n{both}")).unwrap();
+    let identity = config.databases["app"].server.identity.clone().unwrap();
+    assert_eq!(identity.key, folder.path().join("c.key"));
+    for (host, complaint) in [
+        ("host = \"h\"\ncertificate = \"c.crt\"", "servers.main.key: is missing"),
+        ("host = \"h\"\nkey = \"c.key\"", "servers.main.certificate: is missing"),
+        ("host = \"h\"\ncertificate = \"c.crt\"\nkey = \"gone\"", "servers.main.key: cannot read"),
+        (&format!("host = \"h\"\ntls = \"disable\"\n{both}"), "servers.main.certificate: is of no use"),
+        (&format!("host = \"/run\"\n{both}"), "servers.main.certificate: is of no use"),
+    ] {
+        let said = server(host).unwrap_err();
+        assert!(said.contains(complaint) && said.lines().count() == 1, "{host}: {said}");
+    }
+}
+
+#[test]
+fn sockets_have_directories_that_are_there_and_no_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgtenant.toml");
+    let long = "d".repeat(100);
+    std::fs::create_dir(folder.path().join(&long)).unwrap();
+    std::fs::create_dir(folder.path().join("run")).unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let with = |listen: &str| parse_with(&format!("{SMALL}[listen]\n{listen}\n"), &file, &env);
+    let listen = with("tcp = []\nunix = [\"run\"]").unwrap().listen;
+    assert_eq!((listen.tcp, listen.unix), (Vec::new(), vec![folder.path().join("run")]));
+    for (listen, key, complaint) in [
+        ("unix = \"run\"", "listen.unix", "must be an array"),
+        ("unix = [\"gone\"]", "listen.unix", "cannot read"),
+        ("unix = [\"file\"]", "listen.unix", "is not a directory"),
+        (&format!("unix = [\"{long}\"]"), "listen.unix", "too long for a Unix socket"),
+        ("tcp = []\nunix = []", "listen.tcp", "at least one address"),
+    ] {
+        let said = with(listen).unwrap_err().to_string();
+        assert!(said.contains(&format!("{key}: ")) && said.contains(complaint), "{listen}: {said}");
+    }
+    let server = |tls: &str| SMALL.replace("host = \"127.0.0.1\"", &format!("host = \"/run\"{tls}"));
+    let config = read_text(&server("")).unwrap();
+    assert_eq!(config.databases["app"].server.socket_directory(), Some(Path::new("/run")));
+    assert!(read_text(&server("\ntls = \"disable\"")).is_ok());
+    only(&server("\ntls = \"require\""), "servers.main.tls", Some(4), "no TLS over a Unix socket");
+}
+
+#[test]
 fn addresses_and_durations_are_read_as_written() {
     let text =
         format!("{SMALL}[listen]\ntcp = [\"localhost:6432\", \"[::1]:0\"]\nsign_in_timeout = \"1m\"\n");
@@ -287,6 +347,9 @@ fn every_example_loads() {
         ("server.crt", made.cert.pem()),
         ("root.crt", made.cert.pem()),
         ("server.key", made.signing_key.serialize_pem()),
+        ("clients.crt", made.cert.pem()),
+        ("pgtenant.crt", made.cert.pem()),
+        ("pgtenant.key", made.signing_key.serialize_pem()),
     ] {
         std::fs::write(folder.path().join(name), content).unwrap();
     }

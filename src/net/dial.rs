@@ -1,4 +1,4 @@
-//! Signing in to a PostgreSQL server: TCP, TLS, authentication, up to its first ReadyForQuery.
+//! Signing in to a PostgreSQL server: TCP or a Unix socket, TLS, authentication, up to its first ReadyForQuery.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,20 +7,23 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::buffer::Buffer;
+use super::listen::socket_path;
 use super::stream::{Socket, Stream};
-use super::tls;
+use super::watched::Watched;
 use crate::config::{Secret, Server, SslMode};
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::report::ServerReport;
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, SECRET_BYTES};
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
 
@@ -34,7 +37,7 @@ const MAX_SIGN_IN_MESSAGE: usize = 30_000;
 #[derive(Clone)]
 pub struct Dialer {
     server: Arc<Server>,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Arc<Watched<ClientConfig>>>,
     dbname: String,
     role: String,
     password: Option<Secret>,
@@ -58,7 +61,7 @@ pub enum DialError {
     /// Nothing answers there: it may come back, so it is worth waiting.
     #[error("cannot reach PostgreSQL at {address}: {reason}")]
     Unreachable {
-        /// host:port
+        /// host:port, or a socket's path.
         address: String,
         /// The system's word.
         reason: String,
@@ -95,23 +98,24 @@ impl DialError {
 }
 
 impl Dialer {
-    /// Prepares to enter `dbname` on `server` as `role`.
-    ///
-    /// # Errors
-    /// The certificates that the configuration names cannot be used.
+    /// Prepares to enter `dbname` on `server` as `role`; `tls` is what [`super::tls::watched_connector`] makes for this
+    /// server.
     pub fn new(
         server: Arc<Server>,
+        tls: Option<Arc<Watched<ClientConfig>>>,
         dbname: &str,
         role: &str,
         password: Option<Secret>,
-    ) -> Result<Self, tls::TlsError> {
-        let tls = tls::connector(&server)?;
-        Ok(Self { server, tls, dbname: dbname.to_owned(), role: role.to_owned(), password })
+    ) -> Self {
+        Self { server, tls, dbname: dbname.to_owned(), role: role.to_owned(), password }
     }
 
     /// The server's address, for messages.
     pub fn address(&self) -> String {
-        format!("{}:{}", self.server.host, self.server.port)
+        match self.server.socket_directory() {
+            Some(directory) => socket_path(directory, self.server.port).display().to_string(),
+            None => format!("{}:{}", self.server.host, self.server.port),
+        }
     }
 
     /// Connects and signs in within [`CONNECT_TIMEOUT`].
@@ -156,8 +160,7 @@ impl Dialer {
     /// # Errors
     /// It does not, or not within a second.
     pub async fn probe(&self) -> Result<(), DialError> {
-        let target = (self.server.host.as_str(), self.server.port);
-        match tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(target)).await {
+        match tokio::time::timeout(Duration::from_secs(1), self.reach()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.unreachable(error)),
             Err(_) => Err(self.unreachable("no answer within 1 s")),
@@ -165,22 +168,20 @@ impl Dialer {
     }
 
     async fn connect(&self) -> Result<Stream, DialError> {
-        let target = (self.server.host.as_str(), self.server.port);
-        let mut tcp = TcpStream::connect(target).await.map_err(|e| self.unreachable(e))?;
+        let mut socket = self.reach().await.map_err(|e| self.unreachable(e))?;
         let Some(tls) = &self.tls else {
-            return Ok(Stream::Plain(Socket::new(tcp).map_err(|e| self.unreachable(e))?));
+            return Ok(Stream::Plain(socket));
         };
         let mut out = BytesMut::new();
         speak::ssl_request(&mut out);
-        tcp.write_all(&out).await.map_err(|e| self.unreachable(e))?;
+        socket.write_all(&out).await.map_err(|e| self.unreachable(e))?;
         // One byte exactly: whatever follows in clear would be read as the server's first encrypted words.
-        let answer = tcp.read_u8().await.map_err(|e| self.unreachable(e))?;
-        let socket = Socket::new(tcp).map_err(|e| self.unreachable(e))?;
+        let answer = socket.read_u8().await.map_err(|e| self.unreachable(e))?;
         match (answer, self.server.tls) {
             (b'S', _) => {
                 let name = ServerName::try_from(self.server.host.clone())
                     .map_err(|e| self.unsupported(format!("{e}; TLS needs a host name or an address")))?;
-                let stream = TlsConnector::from(tls.clone()).connect(name, socket).await;
+                let stream = TlsConnector::from(tls.current()).connect(name, socket).await;
                 let stream = stream.map_err(|e| self.unsupported(format!("TLS handshake failed: {e}")))?;
                 Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
             }
@@ -189,6 +190,15 @@ impl Dialer {
                 "it does not offer TLS; turn ssl on there, or set tls = \"prefer\" or \"disable\" for this server",
             )),
             _ => Err(self.unsupported("it answered a request for TLS with neither yes nor no; is it PostgreSQL?")),
+        }
+    }
+
+    /// A socket to the server on which nothing was said yet.
+    async fn reach(&self) -> io::Result<Socket> {
+        let Server { host, port, .. } = &*self.server;
+        match self.server.socket_directory() {
+            Some(directory) => Ok(Socket::unix(UnixStream::connect(socket_path(directory, *port)).await?)),
+            None => Socket::tcp(TcpStream::connect((host.as_str(), *port)).await?),
         }
     }
 
@@ -212,6 +222,8 @@ struct SignIn<'a> {
 impl SignIn<'_> {
     async fn run(mut self) -> Result<Dialled, DialError> {
         let dialer = self.dialer;
+        // Protocol 3.0 is asked for: 3.2 has nothing but longer cancel keys, which only this proxy ever uses, and what
+        // is between here and PostgreSQL (a balancer, another pooler) may not speak it.
         // client_encoding is fixed so that what a database or role sets as default cannot surprise the relay.
         let parameters = [
             ("user", dialer.role.as_str()),
@@ -254,19 +266,26 @@ impl SignIn<'_> {
     }
 
     async fn scram(&mut self, mut mechanisms: &[u8]) -> Result<(), DialError> {
-        let mut offered = false;
+        let (mut offered, mut plus_offered) = (false, false);
         while let Some((name, rest)) = split_cstr(mechanisms) {
             offered |= name == SCRAM_SHA_256.as_bytes();
+            plus_offered |= name == SCRAM_SHA_256_PLUS.as_bytes();
             mechanisms = rest;
         }
-        if !offered {
+        // Bound to the certificate that was shown, the sign-in is of no use to who is in between, even where nothing
+        // verifies that certificate. If the offer was taken out on its way, `unrequested` lets PostgreSQL see it.
+        let (mechanism, binding) = match self.stream.peer_end_point() {
+            Some(hash) if plus_offered => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash)),
+            Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offered && mechanism == SCRAM_SHA_256 {
             return Err(self
                 .dialer
                 .unsupported("it offers no SCRAM-SHA-256; use scram-sha-256 in pg_hba.conf"));
         }
-        let mut scram =
-            ScramSha256::new(dialer_password(self.dialer)?.as_bytes(), ChannelBinding::unsupported());
-        speak::sasl_initial(SCRAM_SHA_256, scram.message(), &mut self.out);
+        let mut scram = ScramSha256::new(dialer_password(self.dialer)?.as_bytes(), binding);
+        speak::sasl_initial(mechanism, scram.message(), &mut self.out);
         self.send().await?;
         let challenge = self.sasl(11).await?;
         scram.update(&challenge).map_err(|e| self.dialer.unsupported(format!("SCRAM failed: {e}")))?;
@@ -300,7 +319,7 @@ impl SignIn<'_> {
                     }
                 }
                 tag::BACKEND_KEY_DATA => match body.split_first_chunk::<4>() {
-                    Some((pid, secret)) if (4..=256).contains(&secret.len()) => {
+                    Some((pid, secret)) if SECRET_BYTES.contains(&secret.len()) => {
                         key = Some(CancelKey { pid: u32::from_be_bytes(*pid), secret: secret.to_vec() });
                     }
                     _ => return Err(self.broken(Violation::Malformed(kind))),

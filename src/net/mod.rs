@@ -2,5 +2,8 @@
 
 pub mod buffer;
 pub mod dial;
+pub mod end_point;
+pub mod listen;
 pub mod stream;
 pub mod tls;
+pub mod watched;

@@ -1,6 +1,6 @@
 //! A connection, plain or TLS, polled by hand: the relay watches two of them in one task.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -8,40 +8,83 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
-/// A TCP socket that can move between the threads' reactors, also from below a TLS session.
+use super::end_point::end_point;
+
+/// A TCP or Unix socket that can move between the threads' reactors, also from below a TLS session.
 #[derive(Debug)]
-pub struct Socket(Option<TcpStream>);
+pub struct Socket(Option<Kind>);
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A connected socket that no reactor knows: on its way from one thread to another.
+#[derive(Debug)]
+pub enum Detached {
+    /// Over the network, or the loopback.
+    Tcp(std::net::TcpStream),
+    /// From a process of this machine.
+    Unix(std::os::unix::net::UnixStream),
+}
 
 impl Socket {
-    /// Takes a connected socket: no Nagle delay, and a peer that vanished is noticed.
+    /// Takes a connected TCP socket: no Nagle delay, and a peer that vanished is noticed.
     ///
     /// # Errors
     /// The socket refuses an option, which means that it is closed already.
-    pub fn new(stream: TcpStream) -> io::Result<Self> {
+    pub fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let keepalive =
             TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(Self(Some(stream)))
+        Ok(Self(Some(Kind::Tcp(stream))))
     }
 
-    fn tcp(&mut self) -> io::Result<Pin<&mut TcpStream>> {
-        match &mut self.0 {
-            Some(stream) => Ok(Pin::new(stream)),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        }
+    /// Takes a connected Unix socket: the system itself tells when the peer is gone.
+    pub fn unix(stream: UnixStream) -> Self {
+        Self(Some(Kind::Unix(stream)))
+    }
+
+    /// Waits for the first byte and leaves it where it is; none from a Unix socket, or at the end of the stream.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let Some(Kind::Tcp(stream)) = &self.0 else { return Ok(None) };
+        let mut first = [0];
+        Ok((stream.peek(&mut first).await? == 1).then_some(first[0]))
+    }
+
+    fn kind(&mut self) -> io::Result<&mut Kind> {
+        self.0.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Registers the socket with the reactor of the thread that calls.
     fn rehome(&mut self) -> io::Result<()> {
-        let Some(stream) = self.0.take() else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        self.0 = Some(TcpStream::from_std(stream.into_std()?)?);
+        self.0 = Some(match self.0.take() {
+            Some(Kind::Tcp(stream)) => Kind::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Some(Kind::Unix(stream)) => Kind::Unix(UnixStream::from_std(stream.into_std()?)?),
+            None => return Err(io::ErrorKind::NotConnected.into()),
+        });
         Ok(())
+    }
+}
+
+impl Detached {
+    /// Registers the socket with the reactor of the thread that calls.
+    ///
+    /// # Errors
+    /// The reactor does not take it, or it is closed already.
+    pub fn attach(self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(stream) => Socket::tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Ok(Socket::unix(UnixStream::from_std(stream)?)),
+        }
     }
 }
 
@@ -51,19 +94,42 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.tcp()?.poll_read(cx, buf)
+        match self.kind()? {
+            Kind::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Kind::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.tcp()?.poll_write(cx, buf)
+        match self.kind()? {
+            Kind::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Kind::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp()?.poll_flush(cx)
+    // The last words of a failed handshake are written once only: without this, just the first record of them.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.kind()? {
+            Kind::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Kind::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // neither kind holds anything back
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp()?.poll_shutdown(cx)
+        match self.kind()? {
+            Kind::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -80,6 +146,22 @@ impl Stream {
     /// Whether bytes are encrypted.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// The protocol that TLS agreed on (RFC 7301), if it did.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// What the certificate that the peer showed binds a SCRAM exchange to.
+    pub fn peer_end_point(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => end_point(tls.get_ref().1.peer_certificates()?.first()?),
+        }
     }
 
     /// Moves to the reactor of the thread that calls (two `epoll_ctl`).

@@ -6,13 +6,19 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use crate::config::{ListenTls, Server, SslMode};
+use super::end_point::end_point;
+use super::watched::Watched;
+use crate::config::{Identity, ListenTls, Server, SslMode};
+
+/// What the protocol is called in ALPN (RFC 7301; registered with IANA).
+pub const ALPN: &[u8] = b"postgresql";
 
 /// A certificate, key or bundle that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,33 +33,78 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// What clients are shown.
+/// What clients are shown, and what they must show; made anew when the files change.
+///
+/// # Errors
+/// See [`acceptor`].
+pub fn watched_acceptor(tls: &ListenTls) -> Result<Watched<Shown>, TlsError> {
+    let ListenTls { certificate, key, client_ca, .. } = tls.clone();
+    let files = [certificate, key].into_iter().chain(client_ca).collect();
+    let tls = tls.clone();
+    Watched::new(files, move || acceptor(&tls))
+}
+
+/// What a server must show, and what it is shown; made anew when the files change. `None` where TLS is never asked for.
+///
+/// # Errors
+/// See [`connector`].
+pub fn watched_connector(server: &Server) -> Result<Option<Watched<ClientConfig>>, TlsError> {
+    if connector(server)?.is_none() {
+        return Ok(None);
+    }
+    let Server { ca, identity, .. } = server.clone();
+    let identity = identity.into_iter().flat_map(|identity| [identity.certificate, identity.key]);
+    let (files, server) = (ca.into_iter().chain(identity).collect(), server.clone());
+    let make =
+        move || connector(&server)?.ok_or_else(|| error(Path::new("TLS"), "is never asked for".to_owned()));
+    Watched::new(files, make).map(Some)
+}
+
+/// What clients are shown, and what they must show.
 ///
 /// # Errors
 /// A file that is not PEM, or a key that does not belong to the certificate.
-pub fn acceptor(tls: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = certificates(&tls.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|e| error(&tls.key, format!("no private key in PEM form: {e}")))?;
+pub fn acceptor(tls: &ListenTls) -> Result<Shown, TlsError> {
+    let (chain, key) = (certificates(&tls.certificate)?, private_key(&tls.key)?);
+    let end_point = chain.first().and_then(end_point);
+    let clients = match &tls.client_ca {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(file) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots(file)?), provider())
+            .build()
+            .map_err(|e| error(file, format!("no usable root certificate: {e}")))?,
+    };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| error(&tls.certificate, e.to_string()))?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(chain, key)
-        .map_err(|e| error(&tls.key, format!("does not go with {}: {e}", tls.certificate.display())))?;
-    // libpq and PostgreSQL itself never resume sessions: tickets would be work for nothing.
+        .map_err(|e| does_not_go_with(&tls.key, &tls.certificate, &e))?;
+    // libpq and PostgreSQL itself never resume sessions: tickets would be work for nothing, and who comes again with
+    // one would not show a certificate again.
     config.send_tls13_tickets = 0;
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(Arc::new(config))
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // A client that offers other protocols only is refused in the handshake: it means another server.
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Shown { config: Arc::new(config), end_point })
+}
+
+/// What clients are shown.
+pub struct Shown {
+    /// The certificate, and whose certificates are demanded.
+    pub config: Arc<ServerConfig>,
+    /// What a client's SCRAM exchange may be bound to; none where the certificate has no such hash.
+    pub end_point: Option<Vec<u8>>,
 }
 
 /// What a server must show, by its `sslmode`; `None` where TLS is never asked for.
 ///
 /// # Errors
 /// A bundle that cannot be read, or no roots at all where verification is demanded.
-pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError> {
+pub fn connector(server: &Server) -> Result<Option<ClientConfig>, TlsError> {
     let verify = match (server.tls, &server.ca) {
         (SslMode::Disable, _) => return Ok(None),
+        // As libpq: PostgreSQL has no TLS there, and nobody is in between.
+        _ if server.socket_directory().is_some() => return Ok(None),
         (SslMode::Prefer, _) | (SslMode::Require, None) => Verify::Nothing,
         // As libpq: a root file given to `require` is used.
         (SslMode::Require, Some(_)) | (SslMode::VerifyCa, _) => Verify::Chain,
@@ -68,9 +119,15 @@ pub fn connector(server: &Server) -> Result<Option<Arc<ClientConfig>>, TlsError>
         Verify::Chain => Arc::new(ChainOnly(web_pki(server, provider)?)),
         Verify::ChainAndName => web_pki(server, provider)?,
     };
-    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(Some(Arc::new(config)))
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match &server.identity {
+        None => builder.with_no_client_auth(),
+        Some(Identity { certificate, key }) => builder
+            .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
+            .map_err(|e| does_not_go_with(key, certificate, &e))?,
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Some(config))
 }
 
 enum Verify {
@@ -80,21 +137,34 @@ enum Verify {
 }
 
 fn web_pki(server: &Server, provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
-    let mut roots = RootCertStore::empty();
     let origin = server.ca.clone().unwrap_or_else(|| PathBuf::from("the system's root certificates"));
-    match &server.ca {
-        Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|e| error(file, e.to_string()))?;
-            }
-        }
+    let roots = match &server.ca {
+        Some(file) => roots(file)?,
         None => {
+            let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots
         }
-    }
+    };
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|e| error(&origin, format!("no usable root certificate: {e}")))
+}
+
+fn roots(file: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        roots.add(certificate).map_err(|e| error(file, e.to_string()))?;
+    }
+    Ok(roots)
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(file).map_err(|e| error(file, format!("no private key in PEM form: {e}")))
+}
+
+fn does_not_go_with(key: &Path, certificate: &Path, why: &rustls::Error) -> TlsError {
+    error(key, format!("does not go with {}: {why}", certificate.display()))
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -106,7 +176,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(certificates)
 }
 
-fn error(file: &Path, problem: String) -> TlsError {
+pub(super) fn error(file: &Path, problem: String) -> TlsError {
     TlsError { file: file.to_owned(), problem }
 }
 

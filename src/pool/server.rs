@@ -51,12 +51,20 @@ pub struct Shard(pub usize);
 pub struct TermsDigest(pub [u8; 32]);
 
 /// A place in the pool; whoever drops it lets another server be opened.
-pub struct Place(Box<dyn FnOnce() + Send>);
+pub struct Place(Option<Box<dyn FnOnce() + Send>>);
 
 impl Place {
     /// Calls `vacate` when the server is gone.
     pub fn new(vacate: impl FnOnce() + Send + 'static) -> Self {
-        Self(Box::new(vacate))
+        Self(Some(Box::new(vacate)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(vacate) = self.0.take() {
+            vacate();
+        }
     }
 }
 
@@ -71,15 +79,8 @@ struct Core {
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
     shard: Shard,
-    place: Option<Place>,
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        if let Some(Place(vacate)) = self.place.take() {
-            vacate();
-        }
-    }
+    /// The last field: it is free again when the socket is closed.
+    _place: Place,
 }
 
 impl Core {
@@ -190,7 +191,7 @@ impl CleanServer {
             statements: HashSet::new(),
             retires: Instant::now() + spread(max_age)?,
             shard,
-            place: Some(place),
+            _place: place,
         };
         statements::prepare(&mut core.outgoing);
         core.acknowledge_in_time(|kind, _| kind == tag::READY_FOR_QUERY).await?;

@@ -1,16 +1,21 @@
 //! A configuration becomes a gate: keys, certificates, and a pool for each database and role.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use rustls::ClientConfig;
+
 use super::ServeError;
 use super::keeper::Pools;
+use super::renewal::Watches;
 use crate::admin::http::Endpoints;
 use crate::auth::scram::Verifier;
 use crate::auth::token::Keys;
 use crate::config::{Config, Tenancy};
 use crate::net::dial::Dialer;
-use crate::net::tls;
+use crate::net::tls::{self, TlsError};
+use crate::net::watched::{Watch, Watched};
 use crate::observe::metrics::{self, DatabaseMetrics};
 use crate::pool::{Pool, PoolSettings};
 use crate::session::{Gate, GateSettings};
@@ -22,13 +27,15 @@ pub(super) struct Assembled {
     pub(super) gate: Arc<Gate>,
     pub(super) pools: Pools,
     pub(super) endpoints: Endpoints,
+    pub(super) watches: Watches,
 }
 
 pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
     let metrics = metrics::install(config.budget_latency)
         .map_err(|e| ServeError::Configuration(format!("cannot start metrics: {e}")))?;
-    let pools = pools(config)?;
-    let gate = gate(config, pools.by_name())?;
+    let mut watches = Watches::new();
+    let pools = pools(config, &mut watches)?;
+    let gate = gate(config, pools.by_name(), &mut watches)?;
     let (published, checked, watched) = (pools.clone(), pools.clone(), gate.clone());
     let endpoints = Endpoints {
         metrics,
@@ -38,23 +45,29 @@ pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
             false => checked.troubles(),
         }),
     };
-    Ok(Assembled { gate, pools, endpoints })
+    Ok(Assembled { gate, pools, endpoints, watches })
 }
 
-fn pools(config: &Config) -> Result<Pools, ServeError> {
+fn pools(config: &Config, watches: &mut Watches) -> Result<Pools, ServeError> {
     let sealer = config.context.seal_keys.first();
     let sealer = sealer.map(|key| Arc::new(Sealer::new(key, config.context.seal_lifetime)));
     let mut pools = Pools::default();
+    let mut connectors: BTreeMap<&str, Option<Arc<Watched<ClientConfig>>>> = BTreeMap::new();
     for database in config.databases.values() {
         let metrics = Arc::new(DatabaseMetrics::new(&database.name, config.budget_latency));
+        let server = &database.server;
+        let tls = match connectors.entry(&server.name) {
+            Entry::Occupied(entry) => entry.get().clone(),
+            Entry::Vacant(entry) => {
+                let key = format!("servers.{}", server.name);
+                let tls = tls::watched_connector(server).map_err(|e| unusable(&key, &e))?.map(Arc::new);
+                watches.extend(tls.clone().map(|tls| (key, tls as Arc<dyn Watch>)));
+                entry.insert(tls).clone()
+            }
+        };
         for role in config.roles.values() {
-            let dialer = Dialer::new(
-                database.server.clone(),
-                &database.dbname,
-                &role.name,
-                role.server_password.clone(),
-            )
-            .map_err(|e| ServeError::Configuration(format!("servers.{}: {e}", database.server.name)))?;
+            let (tls, password) = (tls.clone(), role.server_password.clone());
+            let dialer = Dialer::new(server.clone(), tls, &database.dbname, &role.name, password);
             let pool = Pool::new(PoolSettings {
                 database: database.name.clone(),
                 role: role.name.clone(),
@@ -70,11 +83,21 @@ fn pools(config: &Config) -> Result<Pools, ServeError> {
     Ok(pools)
 }
 
-fn gate(config: &Config, pools: HashMap<(String, String), Arc<Pool>>) -> Result<Arc<Gate>, ServeError> {
+fn unusable(key: &str, error: &TlsError) -> ServeError {
+    ServeError::Configuration(format!("{key}: {error}"))
+}
+
+fn gate(
+    config: &Config,
+    pools: HashMap<(String, String), Arc<Pool>>,
+    watches: &mut Watches,
+) -> Result<Arc<Gate>, ServeError> {
     let keys = Keys::load(&config.jwt).map_err(|e| ServeError::Configuration(e.to_string()))?;
     let acceptor = match &config.listen.tls {
         Some(tls) => {
-            Some(tls::acceptor(tls).map_err(|e| ServeError::Configuration(format!("listen.tls: {e}")))?)
+            let shown = Arc::new(tls::watched_acceptor(tls).map_err(|e| unusable("listen.tls", &e))?);
+            watches.push(("listen.tls".to_owned(), shown.clone()));
+            Some(shown)
         }
         None => None,
     };

@@ -2,6 +2,7 @@
 
 mod assemble;
 mod keeper;
+mod renewal;
 mod shards;
 mod shutdown;
 
@@ -13,7 +14,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::admin::http::{self, Endpoints};
-use crate::config::Config;
+use crate::config::{Config, Listen};
+use crate::net::listen::{Listener, socket_path};
 use crate::session::Gate;
 use shards::Shards;
 
@@ -21,14 +23,17 @@ use shards::Shards;
 /// `terminationGracePeriodSeconds` of 30 s.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(25);
 
+/// What a Unix socket is named by where there is no TCP address (PgBouncer's port).
+const DEFAULT_PORT: u16 = 6432;
+
 /// Why the proxy could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// An address is taken or not ours.
     #[error("cannot listen on {address}: {reason}")]
     Listen {
-        /// host:port
-        address: SocketAddr,
+        /// host:port, or a socket's path.
+        address: String,
         /// What the system said, and what to do.
         reason: String,
     },
@@ -43,10 +48,11 @@ pub enum ServeError {
 /// A proxy that listens and is ready to serve.
 pub struct Proxy {
     gate: Arc<Gate>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     http: Option<TcpListener>,
     endpoints: Arc<Endpoints>,
     pools: keeper::Pools,
+    watches: renewal::Watches,
 }
 
 impl Proxy {
@@ -56,21 +62,19 @@ impl Proxy {
     /// See [`ServeError`].
     pub async fn bind(config: &Config) -> Result<Self, ServeError> {
         let assembled = assemble::assemble(config)?;
-        let mut listeners = Vec::new();
-        for address in &config.listen.tcp {
-            listeners.push(listen(*address).await?);
-        }
+        let listeners = listen(&config.listen)?;
         let http = match config.admin_http {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(TcpListener::bind(address).await.map_err(|e| cannot_listen(&address, &e))?),
             None => None,
         };
         let endpoints = Arc::new(assembled.endpoints);
-        Ok(Self { gate: assembled.gate, listeners, http, endpoints, pools: assembled.pools })
+        let assemble::Assembled { gate, pools, watches, .. } = assembled;
+        Ok(Self { gate, listeners, http, endpoints, pools, watches })
     }
 
-    /// Where clients connect, with the ports that were taken.
+    /// Where clients connect by TCP, with the ports that were taken.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        self.listeners.iter().filter_map(Listener::local_addr).collect()
     }
 
     /// Where HTTP is served.
@@ -84,14 +88,15 @@ impl Proxy {
     /// No thread could be started.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let shards = Arc::new(Shards::start(&self.gate)?);
-        for address in self.addresses() {
-            announce(&format!("listening for clients on {address}"));
+        for listener in &self.listeners {
+            announce(&format!("listening for clients on {listener}"));
         }
         if let Some(address) = self.http_address() {
             announce(&format!("serving http on {address}"));
         }
         let http = self.http.map(|listener| tokio::spawn(http::serve(listener, self.endpoints.clone())));
         let keeper = tokio::spawn(keeper::keep(self.pools.clone(), self.endpoints.metrics.clone()));
+        let renewal = tokio::spawn(renewal::watch(self.watches));
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
@@ -99,9 +104,13 @@ impl Proxy {
             .collect();
         stop.await;
         // Readiness turns off with the drain; the socket closes so that a balancer tries elsewhere.
-        accepting.iter().for_each(tokio::task::JoinHandle::abort);
+        for listener in accepting {
+            listener.abort();
+            let _ = listener.await; // a socket's file goes with it
+        }
         shutdown::drain(&self.gate, SHUTDOWN_GRACE).await;
         keeper.abort();
+        renewal.abort();
         self.pools.close();
         if let Some(http) = http {
             http.abort();
@@ -119,18 +128,31 @@ pub fn stop_signal() -> Result<impl Future<Output = ()>, ServeError> {
     Ok(shutdown::stop_signal()?)
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let what_to_do = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "; another process has this port: stop it, or choose another port"
-            }
-            std::io::ErrorKind::PermissionDenied => "; choose a port above 1023",
-            std::io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
-            _ => "",
-        };
-        ServeError::Listen { address, reason: format!("{error}{what_to_do}") }
-    })
+/// TCP first: sockets are named by the port of the first address, whichever was free.
+fn listen(listen: &Listen) -> Result<Vec<Listener>, ServeError> {
+    let mut listeners = Vec::new();
+    for address in &listen.tcp {
+        listeners.push(Listener::tcp(*address).map_err(|e| cannot_listen(address, &e))?);
+    }
+    let port = listeners.first().and_then(Listener::local_addr).map_or(DEFAULT_PORT, |a| a.port());
+    for directory in &listen.unix {
+        let listener = Listener::unix(directory, port).map_err(|error| {
+            let address = socket_path(directory, port).display().to_string();
+            ServeError::Listen { address, reason: error.to_string() }
+        })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn cannot_listen(address: &SocketAddr, error: &std::io::Error) -> ServeError {
+    let what_to_do = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; another process has this port: stop it, or choose another port",
+        std::io::ErrorKind::PermissionDenied => "; choose a port above 1023",
+        std::io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        _ => "",
+    };
+    ServeError::Listen { address: address.to_string(), reason: format!("{error}{what_to_do}") }
 }
 
 /// A line that scripts wait for: always on standard error, whatever the log's level or form.

@@ -4,15 +4,15 @@
 //! they are, and move when another one is short of them (ARCHITECTURE.md has the measurements).
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::net::listen::{Listener, Peer};
+use crate::net::stream::{Detached, Stream};
 use crate::pool::server::Shard;
 use crate::session::{self, Gate, Presence};
 use crate::wire::report::{Report, Sqlstate};
@@ -22,8 +22,8 @@ pub(super) struct Shards(Vec<ShardThread>);
 
 /// A client on its way to a shard; it is counted already.
 struct Arrival {
-    tcp: std::net::TcpStream,
-    peer: SocketAddr,
+    socket: Detached,
+    peer: Peer,
     presence: Presence,
 }
 
@@ -62,13 +62,16 @@ impl ShardThread {
         let shown = load.clone();
         std::thread::Builder::new().name(format!("shard-{}", shard.0)).spawn(move || {
             runtime.block_on(async move {
-                while let Some(Arrival { tcp, peer, presence }) = arriving.recv().await {
+                while let Some(Arrival { socket, peer, presence }) = arriving.recv().await {
                     let (gate, load) = (gate.clone(), load.clone());
                     tokio::spawn(async move {
                         let _load = Load(load);
                         let _presence = presence;
-                        if let Ok(tcp) = TcpStream::from_std(tcp) {
-                            session::serve(gate, tcp, peer, shard).await;
+                        match socket.attach() {
+                            Ok(socket) => session::serve(gate, socket, peer, shard).await,
+                            Err(error) => {
+                                tracing::warn!(%peer, reason = %error, "a client was lost while it connected");
+                            }
                         }
                     });
                 }
@@ -87,18 +90,15 @@ impl Drop for Load {
 }
 
 /// Accepts clients until it is aborted.
-pub(super) async fn accept(listener: TcpListener, gate: Arc<Gate>, shards: Arc<Shards>) {
+pub(super) async fn accept(listener: Listener, gate: Arc<Gate>, shards: Arc<Shards>) {
     loop {
         match listener.accept().await {
-            Ok((tcp, peer)) if gate.clients() >= gate.settings.max_clients => {
+            Ok((socket, peer)) if gate.clients() >= gate.settings.max_clients => {
                 tracing::warn!(%peer, "max_clients is reached");
-                tokio::spawn(turn_away(tcp));
+                tokio::spawn(turn_away(socket));
             }
             // Registered anew by the shard that gets it.
-            Ok((tcp, peer)) => match tcp.into_std() {
-                Ok(tcp) => shards.deal(Arrival { tcp, peer, presence: gate.enter() }),
-                Err(error) => tracing::warn!(%peer, reason = %error, "a client was lost while it connected"),
-            },
+            Ok((socket, peer)) => shards.deal(Arrival { socket, peer, presence: gate.enter() }),
             Err(error) => {
                 // Out of descriptors, or the client left already. A pause keeps this from spinning.
                 tracing::warn!(reason = %error, "cannot accept a client");
@@ -109,12 +109,13 @@ pub(super) async fn accept(listener: TcpListener, gate: Arc<Gate>, shards: Arc<S
 }
 
 /// Tells a client that there is no room, without reading a byte of it.
-async fn turn_away(mut tcp: TcpStream) {
-    use tokio::io::AsyncWriteExt as _;
+async fn turn_away(socket: Detached) {
+    let Ok(socket) = socket.attach() else { return };
+    let mut stream = Stream::Plain(socket);
     let mut out = BytesMut::new();
     Report::new(Sqlstate::TOO_MANY_CONNECTIONS, "no more connections allowed (max_clients)")
         .hint("Raise listen.max_clients, or let applications keep fewer connections.")
         .fatal(&mut out);
     // It may be gone already.
-    let _ = tokio::time::timeout(Duration::from_secs(1), tcp.write_all(&out)).await;
+    let _ = tokio::time::timeout(Duration::from_secs(1), stream.send(&mut out)).await;
 }

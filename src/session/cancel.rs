@@ -1,7 +1,7 @@
 //! Cancel requests: keys of our own, and the certainty that a cancel never hits a server's next client.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::task::AtomicWaker;
@@ -10,11 +10,19 @@ use tokio::sync::Notify;
 use crate::pool::Pool;
 use crate::wire::startup::CancelKey;
 
+/// The minor version of the protocol that has room for more than four bytes.
+const LONG_SECRETS_SINCE: u16 = 2;
+
+/// As long as PostgreSQL 18's own.
+const LONG_SECRET: usize = 32;
+
+/// All that protocol 3.0 has room for.
+const SHORT_SECRET: usize = 4;
+
 /// All signed-in clients by their cancel key.
 #[derive(Default)]
 pub struct Cancels {
     clients: Mutex<HashMap<CancelKey, Arc<ClientHandle>>>,
-    next_pid: AtomicU32,
 }
 
 /// How others reach a client: to cancel what it runs, or to wake it.
@@ -49,18 +57,17 @@ impl Drop for Registered {
 }
 
 impl Cancels {
-    /// Gives a client a key: a process id of ours, and 32 random bits (all that protocol 3.0 has room for).
+    /// Gives a client a key that nobody else has: random to the last bit, also where PostgreSQL tells its process id.
     /// `None` when the system has no random bytes: then nobody could be kept from guessing.
-    pub fn register(gate: &Arc<super::Gate>) -> Option<Registered> {
-        let cancels = &gate.cancels;
-        let mut secret = vec![0; 4];
-        aws_lc_rs::rand::fill(&mut secret).ok()?;
-        // PostgreSQL's process ids are positive; some drivers read this one as a signed number.
-        let pid = cancels.next_pid.fetch_add(1, Ordering::Relaxed) % 0x7fff_fffe + 1;
-        let key = CancelKey { pid, secret };
+    pub fn register(gate: &Arc<super::Gate>, minor: u16) -> Option<Registered> {
         let handle = Arc::new(ClientHandle::default());
-        cancels.lock().insert(key.clone(), handle.clone());
-        Some(Registered { cancels: gate.clone(), key, handle })
+        loop {
+            let key = random_key(minor)?;
+            if let Entry::Vacant(place) = gate.cancels.lock().entry(key.clone()) {
+                place.insert(handle.clone());
+                return Some(Registered { cancels: gate.clone(), key, handle });
+            }
+        }
     }
 
     /// Cancels what the client with this key runs, if anything. An unknown key is ignored, as PostgreSQL does.
@@ -84,6 +91,16 @@ impl Cancels {
     fn lock(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<ClientHandle>>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn random_key(minor: u16) -> Option<CancelKey> {
+    let mut pid = [0; 4];
+    aws_lc_rs::rand::fill(&mut pid).ok()?;
+    // PostgreSQL's process ids are positive; some drivers read this one as a signed number.
+    let pid = (u32::from_be_bytes(pid) & 0x7fff_ffff).max(1);
+    let mut secret = vec![0; if minor >= LONG_SECRETS_SINCE { LONG_SECRET } else { SHORT_SECRET }];
+    aws_lc_rs::rand::fill(&mut secret).ok()?;
+    Some(CancelKey { pid, secret })
 }
 
 /// A cancel request on its way. Counted until it is dropped, however that comes about.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
@@ -13,13 +12,15 @@ use super::cancel::Cancels;
 use crate::auth::scram::Verifier;
 use crate::auth::token::Keys;
 use crate::config::{Database, Role};
+use crate::net::tls::Shown;
+use crate::net::watched::Watched;
 use crate::pool::Pool;
 use crate::tenancy::context::Mapping;
 
 /// What a gate is made of.
 pub struct GateSettings {
     /// The certificate shown to clients.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<Watched<Shown>>>,
     /// Refuse clients without TLS.
     pub tls_required: bool,
     /// From the first byte to ReadyForQuery.

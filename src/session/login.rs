@@ -1,8 +1,9 @@
 //! Signing in: which database, as which role, and who it really is.
 
+mod scram;
+
 use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,14 +13,16 @@ use zeroize::Zeroizing;
 use super::cancel::Cancels;
 use super::farewell;
 use super::gate::Gate;
+use super::opening::Opening;
 use super::relay::{Parties, Relay};
 use super::reported::Reported;
 use super::turn;
-use crate::auth::scram::{ScramError, ServerFirst};
 use crate::auth::token::{self, MAX_TOKEN_BYTES};
 use crate::config::{Role, Tenancy};
 use crate::net::buffer::Buffer;
+use crate::net::listen::Peer;
 use crate::net::stream::Stream;
+use crate::net::tls::Shown;
 use crate::observe::metrics::sign_in;
 use crate::pool::server::Shard;
 use crate::pool::{Pool, Terms, Unserved};
@@ -27,12 +30,9 @@ use crate::tenancy::context::{TenantContext, Wanted};
 use crate::tenancy::settings::{self, Settings};
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::report::{Report, Sqlstate};
-use crate::wire::startup::StartupMessage;
+use crate::wire::startup::{NEWEST_MINOR, StartupMessage};
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
-
-/// A SASL message is far shorter.
-const MAX_SASL_MESSAGE: usize = 4096;
 
 /// A client that has said who it wants to be.
 pub struct Login {
@@ -40,8 +40,9 @@ pub struct Login {
     stream: Stream,
     incoming: Buffer,
     out: BytesMut,
-    peer: SocketAddr,
+    peer: Peer,
     shard: Shard,
+    shown: Option<Arc<Shown>>,
     message: StartupMessage,
 }
 
@@ -88,15 +89,9 @@ impl From<Violation> for Refusal {
 
 impl Login {
     /// Goes on with what the client may have sent behind its startup packet (a password, if it is in a hurry).
-    pub(super) fn new(
-        gate: Arc<Gate>,
-        stream: Stream,
-        incoming: Buffer,
-        peer: SocketAddr,
-        shard: Shard,
-        message: StartupMessage,
-    ) -> Self {
-        Self { gate, stream, incoming, out: BytesMut::new(), peer, shard, message }
+    pub(super) fn new(opening: Opening, message: StartupMessage) -> Self {
+        let Opening { gate, stream, incoming, peer, shard, shown } = opening;
+        Self { gate, stream, incoming, out: BytesMut::new(), peer, shard, shown, message }
     }
 
     /// Signs the client in; `None` when it was refused or left.
@@ -140,11 +135,11 @@ impl Login {
         Ok(SignedIn { role, pool, terms, parameters, reported })
     }
 
-    /// Protocol 3.0 is spoken; a client that asks for more is told so (PostgreSQL documentation, 53.2.1).
+    /// A client that asks for more than is spoken is told so, as by PostgreSQL 18 (documentation, 54.2.1 "Start-up").
     fn negotiate_protocol(&mut self) {
         let options = std::mem::take(&mut self.message.protocol_options);
-        if self.message.minor > 0 || !options.is_empty() {
-            speak::negotiate_protocol(0, options, &mut self.out);
+        if self.message.minor > NEWEST_MINOR || !options.is_empty() {
+            speak::negotiate_protocol(self.message.spoken_minor(), options, &mut self.out);
         }
     }
 
@@ -184,7 +179,7 @@ impl Login {
             self.scram(role).await?;
             return Ok(None);
         }
-        if !self.stream.is_tls() && !self.peer.ip().is_loopback() {
+        if !self.stream.is_tls() && !self.peer.is_local() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "a token is not taken over an unencrypted connection")
                 .hint("Configure [listen.tls] and add sslmode=require (better: verify-full) to the connection string.");
             return Err(Refusal::told(report, "no_tls", ""));
@@ -232,26 +227,6 @@ impl Login {
         context.map(Some).map_err(|e| refused("token refused: no organization".to_owned(), e.to_string()))
     }
 
-    async fn scram(&mut self, role: &Role) -> Result<(), Refusal> {
-        let gate = self.gate.clone();
-        let Some(verifier) = gate.settings.verifiers.get(&role.name) else {
-            return Err(Report::new(Sqlstate::INTERNAL, "no verifier for this role").into());
-        };
-        speak::request_sasl(&["SCRAM-SHA-256"], &mut self.out);
-        self.send().await?;
-        let initial = self.password_message(MAX_SASL_MESSAGE).await?;
-        let client_first = sasl_initial(&initial)?;
-        let nonce = nonce().ok_or_else(|| Report::new(Sqlstate::INTERNAL, "no random bytes"))?;
-        let refused = |e: ScramError| wrong_password(&role.name, &e.to_string());
-        let (exchange, server_first) = ServerFirst::start(client_first, verifier, &nonce).map_err(refused)?;
-        speak::sasl_continue(server_first, &mut self.out);
-        self.send().await?;
-        let client_final = self.password_message(MAX_SASL_MESSAGE).await?;
-        let server_final = exchange.finish(&client_final).map_err(refused)?;
-        speak::sasl_final(server_final, &mut self.out);
-        Ok(())
-    }
-
     /// What PostgreSQL reports for this client: the server's values, with the client's own settings tried out on a
     /// server, so that a bad one is refused now and the others are spelled as PostgreSQL spells them.
     async fn tell_parameters(
@@ -279,7 +254,7 @@ impl Login {
     }
 
     async fn welcome(mut self, signed_in: SignedIn) -> Option<Relay> {
-        let registered = Cancels::register(&self.gate)?;
+        let registered = Cancels::register(&self.gate, self.message.spoken_minor())?;
         speak::authentication_ok(&mut self.out);
         for (name, value) in &signed_in.parameters {
             speak::parameter_status(name, value, &mut self.out);
@@ -345,25 +320,6 @@ fn wrong_password(role: &str, detail: &str) -> Refusal {
         format!("password authentication failed for user \"{role}\""),
     );
     Refusal::told(report, "wrong_password", detail)
-}
-
-/// SASLInitialResponse: mechanism, length, data.
-fn sasl_initial(body: &[u8]) -> Result<&[u8], Violation> {
-    let malformed = Violation::Malformed(tag::PASSWORD);
-    let (mechanism, rest) = split_cstr(body).ok_or(malformed)?;
-    let (length, data) = rest.split_first_chunk::<4>().ok_or(malformed)?;
-    if mechanism != b"SCRAM-SHA-256" || usize::try_from(i32::from_be_bytes(*length)) != Ok(data.len()) {
-        return Err(malformed);
-    }
-    Ok(data)
-}
-
-/// 18 random bytes in base64, as PostgreSQL's own (`SCRAM_RAW_NONCE_LEN`).
-fn nonce() -> Option<String> {
-    use base64::Engine as _;
-    let mut bytes = [0; 18];
-    aws_lc_rs::rand::fill(&mut bytes).ok()?;
-    Some(base64::engine::general_purpose::STANDARD.encode(bytes))
 }
 
 /// Settings that are not what every server starts with anyway; most clients then have none but their name.

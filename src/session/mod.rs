@@ -14,14 +14,13 @@ mod reported;
 mod requests;
 mod turn;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 pub use gate::{Gate, GateSettings, Presence};
 
+use crate::net::listen::Peer;
+use crate::net::stream::Socket;
 use crate::pool::server::Shard;
 use opening::Opening;
 
@@ -29,7 +28,7 @@ use opening::Opening;
 const LAST_SIGN_INS: Duration = Duration::from_secs(1);
 
 /// Serves one client from its first byte to its last.
-pub async fn serve(gate: Arc<Gate>, tcp: TcpStream, peer: SocketAddr, shard: Shard) {
+pub async fn serve(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) {
     let deadline = gate.sign_in_deadline();
     let closing = {
         let gate = gate.clone();
@@ -38,7 +37,7 @@ pub async fn serve(gate: Arc<Gate>, tcp: TcpStream, peer: SocketAddr, shard: Sha
             tokio::time::sleep(LAST_SIGN_INS).await;
         }
     };
-    let Ok(opening) = Opening::new(gate, tcp, peer, shard) else { return };
+    let opening = Opening::new(gate, socket, peer, shard);
     let signed_in = tokio::time::timeout_at(deadline, async {
         let login = opening.run().await?;
         login.run().await

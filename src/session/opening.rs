@@ -1,45 +1,48 @@
 //! The first packets: TLS or not, a cancel request, or a StartupMessage.
 
 use std::future::poll_fn;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::farewell;
 use super::gate::Gate;
 use super::login::Login;
 use crate::net::buffer::Buffer;
+use crate::net::listen::Peer;
 use crate::net::stream::{Socket, Stream};
+use crate::net::tls::{self, Shown};
 use crate::pool::server::Shard;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::{self, StartupMessage};
 use crate::wire::violation::Violation;
 
+/// The first byte of a TLS handshake (RFC 8446 section 5.1); as the first byte of a length it would be 352 MiB.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// A connection of which nothing is known yet.
 pub struct Opening {
-    gate: Arc<Gate>,
-    stream: Stream,
-    incoming: Buffer,
-    peer: SocketAddr,
-    shard: Shard,
+    pub(super) gate: Arc<Gate>,
+    pub(super) stream: Stream,
+    pub(super) incoming: Buffer,
+    pub(super) peer: Peer,
+    pub(super) shard: Shard,
+    /// What it was shown in the handshake, which may be replaced for those who come later.
+    pub(super) shown: Option<Arc<Shown>>,
 }
 
 impl Opening {
     /// Takes an accepted socket.
-    ///
-    /// # Errors
-    /// It closed already.
-    pub fn new(gate: Arc<Gate>, tcp: TcpStream, peer: SocketAddr, shard: Shard) -> io::Result<Self> {
-        let stream = Stream::Plain(Socket::new(tcp)?);
-        Ok(Self { gate, stream, incoming: Buffer::default(), peer, shard })
+    pub fn new(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) -> Self {
+        Self { gate, stream: Stream::Plain(socket), incoming: Buffer::default(), peer, shard, shown: None }
     }
 
     /// Goes through the opening packets to a StartupMessage; `None` when the connection has ended.
     pub async fn run(mut self) -> Option<Login> {
+        if self.is_direct_tls().await {
+            self = self.direct_tls().await?;
+        }
         let (mut asked_tls, mut asked_gss) = (false, false);
         loop {
             match self.packet().await {
@@ -89,18 +92,50 @@ impl Opening {
             // behind the handshake (the class of CVE-2021-23214).
             return self.refuse(&Violation::Startup("bytes behind the request for TLS").into()).await;
         }
-        let Some(tls) = self.gate.settings.tls.clone() else {
-            self.answer(b'N').await?;
-            return Some(self);
-        };
-        self.answer(b'S').await?;
-        let Stream::Plain(socket) = self.stream else {
-            return None; // TLS inside TLS: already refused as asked for twice
-        };
-        match TlsAcceptor::from(tls).accept(socket).await {
+        match self.certificate() {
+            // What is encrypted already needs no more.
+            Some(shown) if !self.stream.is_tls() => {
+                self.answer(b'S').await?;
+                self.handshake(shown).await
+            }
+            _ => {
+                self.answer(b'N').await?;
+                Some(self)
+            }
+        }
+    }
+
+    /// A ClientHello comes first from clients that ask for nothing (PostgreSQL 17, `sslnegotiation=direct`). Only looked
+    /// at: the handshake reads it. What is no TLS here is read as a startup packet, whose length it cannot be.
+    async fn is_direct_tls(&self) -> bool {
+        let Stream::Plain(socket) = &self.stream else { return false };
+        self.certificate().is_some() && matches!(socket.peek().await, Ok(Some(TLS_HANDSHAKE)))
+    }
+
+    /// The client must say by ALPN that it means PostgreSQL: otherwise what somebody made a browser or another program
+    /// send to this port could be taken for a client's words.
+    async fn direct_tls(self) -> Option<Self> {
+        let shown = self.certificate()?;
+        let peer = self.peer;
+        let opening = self.handshake(shown).await?;
+        if opening.stream.alpn() == Some(tls::ALPN) {
+            return Some(opening);
+        }
+        tracing::info!(%peer, reason = "direct TLS without ALPN", "a connection was refused");
+        None
+    }
+
+    /// What is shown to this client. A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
+    fn certificate(&self) -> Option<Arc<Shown>> {
+        self.gate.settings.tls.as_ref().filter(|_| !self.peer.is_unix()).map(|tls| tls.current())
+    }
+
+    async fn handshake(self, shown: Arc<Shown>) -> Option<Self> {
+        let Stream::Plain(socket) = self.stream else { return None };
+        match TlsAcceptor::from(shown.config.clone()).accept(socket).await {
             Ok(stream) => {
                 let stream = Stream::Tls(Box::new(TlsStream::Server(stream)));
-                Some(Self { stream, ..self })
+                Some(Self { stream, shown: Some(shown), ..self })
             }
             Err(error) => {
                 tracing::info!(peer = %self.peer, reason = %error, "TLS handshake failed");
@@ -117,12 +152,12 @@ impl Opening {
 
     async fn admit(self, message: StartupMessage) -> Option<Login> {
         let settings = &self.gate.settings;
-        if settings.tls_required && !self.stream.is_tls() {
+        if settings.tls_required && !self.stream.is_tls() && !self.peer.is_unix() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "pgtenant requires TLS")
                 .hint("Add sslmode=require (better: verify-full) to the connection string.");
             return self.refuse(&report).await;
         }
-        Some(Login::new(self.gate, self.stream, self.incoming, self.peer, self.shard, message))
+        Some(Login::new(self, message))
     }
 
     async fn refuse<T>(self, report: &Report) -> Option<T> {

@@ -40,10 +40,10 @@ pub fn authentication_ok(out: &mut BytesMut) {
     encode(&Authentication::Ok, out);
 }
 
-/// Tells which minor version and options of the protocol are understood.
-pub fn negotiate_protocol(minor: i32, unsupported: Vec<String>, out: &mut BytesMut) {
+/// Tells which minor version is spoken from now on, and which options of the protocol are not understood.
+pub fn negotiate_protocol(minor: u16, unsupported: Vec<String>, out: &mut BytesMut) {
     // The field is the whole version word in PostgreSQL's own answer; libpq reads it so.
-    let newest = (3 << 16) | minor;
+    let newest = (3 << 16) | i32::from(minor);
     encode(&NegotiateProtocolVersion::new(newest, unsupported), out);
 }
 
@@ -206,6 +206,17 @@ mod tests {
         let PgWireFrontendMessage::Parse(parse) = next() else { panic!("no Parse") };
         assert_eq!((parse.name.as_deref(), parse.query.as_str()), (Some("p1"), "select $1"));
         assert_eq!(parse.type_oids, [23]);
+    }
+
+    #[test]
+    fn keys_of_both_lengths_are_told_byte_for_byte() {
+        for length in [4, 32] {
+            let key = CancelKey { pid: 7, secret: (1..=length).collect() };
+            let mut out = BytesMut::new();
+            backend_key_data(&key, &mut out);
+            assert_eq!(out[..9], [b'K', 0, 0, 0, 8 + length, 0, 0, 0, 7]);
+            assert_eq!(out[9..], key.secret);
+        }
     }
 
     #[test]

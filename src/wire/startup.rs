@@ -1,12 +1,19 @@
 //! A client's first packet, read strictly: it comes from anyone on the network.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::frame::split_cstr;
 use super::violation::Violation;
 
 /// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`.
 pub const MAX_STARTUP: usize = 10_000;
+
+/// The newest minor version that is spoken: 3.2, of PostgreSQL 18.
+pub const NEWEST_MINOR: u16 = 2;
+
+/// Bytes of a cancel key's secret that any server may give (PostgreSQL documentation, 54.7 "BackendKeyData").
+pub const SECRET_BYTES: RangeInclusive<usize> = 4..=256;
 
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
@@ -55,6 +62,13 @@ pub struct StartupMessage {
     pub protocol_options: Vec<String>,
 }
 
+impl StartupMessage {
+    /// The minor version that is spoken with this client.
+    pub fn spoken_minor(&self) -> u16 {
+        self.minor.min(NEWEST_MINOR)
+    }
+}
+
 /// How many bytes the opening packet has; `None` while its length word is not there.
 ///
 /// # Errors
@@ -92,7 +106,7 @@ fn cancel(rest: &[u8]) -> Result<Opening, Violation> {
     let Some((pid, secret)) = rest.split_first_chunk::<4>() else {
         return Err(Violation::Startup("cancel request too short"));
     };
-    if !(4..=256).contains(&secret.len()) {
+    if !SECRET_BYTES.contains(&secret.len()) {
         return Err(Violation::Startup("cancel key of a wrong length"));
     }
     Ok(Opening::Cancel(CancelKey { pid: u32::from_be_bytes(*pid), secret: secret.to_vec() }))
@@ -154,6 +168,8 @@ mod tests {
         let read = parse(&packet(0x0003_0002, b"user\0app\0TimeZone\0UTC\0_pq_.x\x001\0\0")).unwrap();
         let Opening::Startup(startup) = read else { panic!("{read:?}") };
         assert_eq!((startup.minor, startup.user.as_str(), startup.database.as_str()), (2, "app", "app"));
+        assert_eq!(startup.spoken_minor(), 2);
+        assert_eq!(StartupMessage { minor: 9999, ..startup.clone() }.spoken_minor(), NEWEST_MINOR);
         assert_eq!(startup.parameters.get("TimeZone").map(String::as_str), Some("UTC"));
         assert_eq!(startup.protocol_options, ["_pq_.x"]);
     }
@@ -171,6 +187,7 @@ mod tests {
             (0x0002_0000, b"user\0app\0\0"),
             (SSL_REQUEST, b"x"),
             (CANCEL_REQUEST, b"\0\0\0\x01\0\0"),
+            (CANCEL_REQUEST, &[1; 4 + 257]),
         ] {
             assert!(parse(&packet(code, rest)).is_err(), "{code:x} {rest:?}");
         }

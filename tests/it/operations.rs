@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use pgtenant::cli::demo::throwaway::Options;
+
 use crate::harness::client::{Raw, connect, message, raw, try_connect, value};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared};
@@ -210,7 +212,7 @@ async fn a_waiting_client_that_leaves_is_not_served() {
 /// A PostgreSQL that goes away takes running transactions with it and nothing else.
 #[tokio::test]
 async fn postgresql_gone_and_back() {
-    let mut shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let mut shared = Shared::start(&Options::default());
     let database = shared.database().await;
     let gate =
         Gate::with(&database).pool_size(2).set("databases.app.pool", "wait_timeout", "\"500ms\"").run().await;
@@ -283,4 +285,26 @@ async fn servers_are_kept_ready_and_none_grows_old() {
     }
     assert!(pids.len() > 2, "{pids:?}");
     eventually("two servers again", async || (open().await == 2).then_some(())).await;
+}
+
+/// An opening that fails gives its place back: a pool is as large as before once PostgreSQL lets it in again.
+#[tokio::test]
+async fn openings_that_fail_keep_no_place_in_the_pool() {
+    let own = Shared::start(&Options::default());
+    let database = own.database().await;
+    let admin = database.admin().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    admin.batch_execute("ALTER ROLE app PASSWORD 'another'").await.unwrap();
+    let token = gate.token(org(1)).sign();
+    let started = Instant::now();
+    for _ in 0..6 {
+        let Err(refused) = try_connect(&gate, "app", &token).await else { panic!("signed in") };
+        assert_eq!(refused.as_db_error().unwrap().code().code(), "08004", "{refused:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "each is told at once: wait_timeout is 5 s");
+    admin.batch_execute("ALTER ROLE app PASSWORD 'app-password'").await.unwrap();
+    let clients = [connect(&gate, "app", &token).await, connect(&gate, "app", &token).await];
+    for client in &clients {
+        client.batch_execute("BEGIN").await.unwrap();
+    }
 }

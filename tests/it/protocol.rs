@@ -177,19 +177,6 @@ async fn pipelined_queries_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn a_newer_protocol_is_negotiated_down() {
-    let (gate, _database) = gate().await;
-    let mut raw = Raw::connect(&gate).await;
-    raw.send(&startup(0x0003_0002, b"user\0app\0database\0app\0_pq_.unheard_of\x001\0\0")).await;
-    let (kind, body) = raw.read_message().await.unwrap();
-    assert_eq!(kind, b'v');
-    assert_eq!(&body[..8], &[0, 3, 0, 0, 0, 0, 0, 1]);
-    assert_eq!(&body[8..], b"_pq_.unheard_of\0");
-    raw.authenticate(&gate.token(org(1)).sign()).await;
-    assert_eq!(raw.query("SELECT 1").await.rows.len(), 1);
-}
-
-#[tokio::test]
 async fn encryption_is_declined_where_none_is_configured() {
     let (gate, _database) = gate().await;
     let mut raw = Raw::connect(&gate).await;

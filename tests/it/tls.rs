@@ -1,53 +1,16 @@
 //! TLS on both sides, with certificates made for each test: libpq towards the proxy, PostgreSQL behind it.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::time::Duration;
 
-use pgtenant::cli::demo::throwaway::Options;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::harness::authority::{Authority, secured, with_tls};
 use crate::harness::client::{Raw, connect, message, psql, startup, value};
-use crate::harness::gate::{Gate, Setup};
-use crate::harness::postgres::{self, Shared, password_of};
-use crate::harness::{eventually, org};
+use crate::harness::gate::Gate;
+use crate::harness::org;
+use crate::harness::postgres::{self, password_of};
 
 const SSL_REQUEST: u32 = 80_877_103;
-
-/// A certificate authority of a test's own.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// Certificate and key, as PEM, for these names or addresses.
-    fn issue(&self, names: &[&str]) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        // Of the same name as its issuer, OpenSSL would take it for self-signed.
-        params.distinguished_name.push(DnType::CommonName, "server");
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-}
-
-fn with_tls(setup: Setup, (certificate, key): &(String, String)) -> Setup {
-    setup
-        .file("server.crt", certificate.as_str())
-        .file("server.key", key.as_str())
-        .set("listen.tls", "certificate", "\"server.crt\"")
-        .set("listen.tls", "key", "\"server.key\"")
-}
 
 /// Exit status and standard error of psql with these words in its connection string.
 async fn psql_with(gate: &Gate, words: &str) -> (bool, String) {
@@ -191,29 +154,6 @@ async fn certificates_that_cannot_be_used_are_named() {
         let last = log.lines().last().unwrap();
         assert!(last.contains(names) && last.contains(says), "{log}");
     }
-}
-
-/// A PostgreSQL that has TLS and takes nothing else over TCP.
-async fn secured(authority: &Authority, names: &[&str]) -> Shared {
-    let shared = Shared::start(&Options::default());
-    let folder = shared.server.data_dir();
-    let owner = std::fs::metadata(&folder).unwrap();
-    let (certificate, key) = authority.issue(names);
-    for (name, content) in [("server.crt", certificate), ("server.key", key)] {
-        let path = folder.join(name);
-        std::fs::write(&path, content).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
-    }
-    let admin = shared.admin("postgres").await;
-    admin.batch_execute("ALTER SYSTEM SET ssl = on").await.unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    eventually("TLS of PostgreSQL", async || {
-        let on = admin.query_one("SELECT current_setting('ssl')", &[]).await.unwrap();
-        (on.get::<_, &str>(0) == "on").then_some(())
-    })
-    .await;
-    shared
 }
 
 const ENCRYPTED: &str =

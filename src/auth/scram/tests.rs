@@ -11,8 +11,17 @@ const RFC_SALT: &str = "W22ZaJ0SNY7soEsUEjb6gQ==";
 
 /// The client of rust-postgres as an independent party.
 fn sign_in(verifier: &Verifier, password: &[u8]) -> Result<(), ScramError> {
-    let mut client = ScramSha256::new(password, ChannelBinding::unsupported());
-    let (exchange, server_first) = ServerFirst::start(client.message(), verifier, "servernonce")?;
+    sign_in_bound(verifier, password, ChannelBinding::unsupported(), &Binding::NotOffered)
+}
+
+fn sign_in_bound(
+    verifier: &Verifier,
+    password: &[u8],
+    theirs: ChannelBinding,
+    ours: &Binding,
+) -> Result<(), ScramError> {
+    let mut client = ScramSha256::new(password, theirs);
+    let (exchange, server_first) = ServerFirst::start(client.message(), ours, verifier, "servernonce")?;
     client.update(&server_first).unwrap();
     let server_final = exchange.finish(client.message())?;
     client.finish(&server_final).unwrap();
@@ -31,7 +40,11 @@ fn written(verifier: &Verifier) -> String {
 }
 
 fn start(first: &[u8]) -> Result<Exchange, ScramError> {
-    ServerFirst::start(first, &Verifier::derive(b"x", b"salt", 1), "s").map(|(exchange, _)| exchange)
+    start_bound(first, &Binding::NotOffered)
+}
+
+fn start_bound(first: &[u8], binding: &Binding) -> Result<Exchange, ScramError> {
+    ServerFirst::start(first, binding, &Verifier::derive(b"x", b"salt", 1), "s").map(|(exchange, _)| exchange)
 }
 
 #[test]
@@ -52,7 +65,8 @@ fn the_exchange_of_rfc_7677_comes_out_to_the_byte() {
     let verifier = Verifier::derive(b"pencil", &STANDARD.decode(RFC_SALT).unwrap(), 4096);
     let nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
     let (exchange, first) =
-        ServerFirst::start(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", &verifier, nonce).unwrap();
+        ServerFirst::start(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", &Binding::NotOffered, &verifier, nonce)
+            .unwrap();
     let expected = format!("r=rOprNGfwEbeRWgbNEkqO{nonce},s={RFC_SALT},i=4096");
     assert_eq!(first, expected.as_bytes());
     let client_final =
@@ -112,7 +126,7 @@ fn first_messages_that_ask_for_more_or_less_are_refused() {
 fn downgrades_and_foreign_exchanges_are_refused() {
     let proof = "p=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let finish = |first: &[u8], last: String| start(first).unwrap().finish(last.as_bytes()).unwrap_err();
-    let binding = ScramError::Malformed("channel binding does not match");
+    let binding = ScramError::WrongBinding;
     assert_eq!(
         finish(b"n,,n=,r=abc", format!("c=biws,r=abcX,{proof}")),
         ScramError::Malformed("nonce does not match")
@@ -128,6 +142,52 @@ fn downgrades_and_foreign_exchanges_are_refused() {
         ["c=biws,r=abcs", "c=biws,r=abcs,p=", "c=biws,r=abcs,p=AAAA", "r=abcs,c=biws,p=AAAA", "", "p=,p="]
     {
         assert!(matches!(finish(b"n,,n=,r=abc", last.to_owned()), ScramError::Malformed(_)), "{last}");
+    }
+}
+
+#[test]
+fn an_exchange_is_bound_to_the_certificate_that_was_shown() {
+    let verifier = Verifier::from_secret(b"hunter2");
+    let end_point = |byte: u8| vec![byte; 32];
+    let plus = Binding::EndPoint(end_point(1));
+    let with = |theirs, ours: &Binding| sign_in_bound(&verifier, b"hunter2", theirs, ours);
+    assert_eq!(with(ChannelBinding::tls_server_end_point(end_point(1)), &plus), Ok(()));
+    assert_eq!(
+        with(ChannelBinding::tls_server_end_point(end_point(2)), &plus),
+        Err(ScramError::WrongBinding)
+    );
+    // A client that cannot, one that was made to believe that we cannot, and one where we really cannot.
+    assert_eq!(with(ChannelBinding::unsupported(), &Binding::Declined), Ok(()));
+    assert_eq!(with(ChannelBinding::unrequested(), &Binding::Declined), Err(ScramError::Downgrade));
+    assert_eq!(with(ChannelBinding::unrequested(), &Binding::NotOffered), Ok(()));
+    let wrong = sign_in_bound(&verifier, b"x", ChannelBinding::tls_server_end_point(end_point(1)), &plus);
+    assert_eq!(wrong, Err(ScramError::WrongPassword));
+}
+
+#[test]
+fn the_flag_goes_with_the_mechanism() {
+    let plus = Binding::EndPoint(vec![1; 32]);
+    for first in ["n", "y", "p=tls-unique", "p=tls-exporter", "p=", "p", "P=tls-server-end-point", ""] {
+        let refused = start_bound(format!("{first},,n=,r=abc").as_bytes(), &plus);
+        assert!(matches!(refused, Err(ScramError::Malformed(_))), "{first}");
+    }
+    for binding in [Binding::NotOffered, Binding::Declined] {
+        let refused = start_bound(b"p=tls-server-end-point,,n=,r=abc", &binding);
+        assert!(matches!(refused, Err(ScramError::Malformed(_))), "{binding:?}");
+    }
+    // The data is checked whole: cut, lengthened, without its header, or none.
+    let header = b"p=tls-server-end-point,,";
+    for data in [
+        [&header[..], &[1; 31]].concat(),
+        [&header[..], &[1; 33]].concat(),
+        [1; 32].to_vec(),
+        header.to_vec(),
+        [&b"p=tls-server-end-point,a=b,"[..], &[1; 32]].concat(),
+        b"n,,".to_vec(),
+    ] {
+        let exchange = start_bound(b"p=tls-server-end-point,,n=,r=abc", &plus).unwrap();
+        let last = format!("c={},r=abcs,p={}", STANDARD.encode(&data), STANDARD.encode([0; 32]));
+        assert_eq!(exchange.finish(last.as_bytes()).unwrap_err(), ScramError::WrongBinding);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::{Command, ExitStatus};
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
 
@@ -81,9 +81,13 @@ pub async fn psql(gate: &Gate, role: &str, password: &str, args: &[&str]) -> (Ex
     (output.status, text(&output.stdout), text(&output.stderr))
 }
 
-/// A socket that speaks the protocol byte by byte. Everything on it ends in time or panics.
+/// What bytes may come and go by: a socket, or TLS over one.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+/// A connection that speaks the protocol byte by byte. Everything on it ends in time or panics.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     /// BackendKeyData as it came: process id and secret key.
     pub key: Vec<u8>,
 }
@@ -107,7 +111,11 @@ impl Raw {
     pub async fn connect_to(port: u16) -> Self {
         let stream = within(TcpStream::connect(("127.0.0.1", port))).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, key: Vec::new() }
+        Self::over(stream)
+    }
+
+    pub fn over(stream: impl Wire + 'static) -> Self {
+        Self { stream: Box::new(stream), key: Vec::new() }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -136,8 +144,9 @@ impl Raw {
         self.authenticate(password).await;
     }
 
-    /// The same after a [`Self::startup`] of one's own.
-    pub async fn authenticate(&mut self, password: &str) {
+    /// The same after a [`Self::startup`] of one's own; the body of a NegotiateProtocolVersion, if one came.
+    pub async fn authenticate(&mut self, password: &str) -> Option<Vec<u8>> {
+        let mut negotiated = None;
         let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         loop {
             let (kind, body) = self.read_message().await.expect("still connected while signing in");
@@ -156,9 +165,10 @@ impl Raw {
                     self.send(&answer).await;
                 }
                 (b'R', 12) => scram.finish(&body[4..]).unwrap(),
-                (b'S' | b'N' | b'v', _) => {}
+                (b'S' | b'N', _) => {}
+                (b'v', _) => negotiated = Some(body),
                 (b'K', _) => self.key = body,
-                (b'Z', _) => return,
+                (b'Z', _) => return negotiated,
                 (b'E', _) => panic!("sign-in refused: {:?}", error_fields(&body)),
                 other => panic!("unexpected while signing in: {other:?}"),
             }
@@ -227,13 +237,24 @@ impl Raw {
         }
     }
 
+    /// TLS tells of a refusal, in an alert that only reading shows.
+    pub async fn expect_refusal_by_tls(&mut self) {
+        let error = within(self.stream.read_u8()).await.expect_err("refused");
+        assert!(error.to_string().contains("alert"), "{error}");
+    }
+
     /// The other side closes; whatever comes before that is skipped.
     pub async fn expect_close(&mut self) {
         while self.read_message().await.is_some() {}
     }
 
+    /// The connection, for who goes on with it alone.
+    pub fn into_stream(self) -> Box<dyn Wire> {
+        self.stream
+    }
+
     /// For what this type has no word for.
-    pub fn stream(&mut self) -> &mut TcpStream {
+    pub fn stream(&mut self) -> &mut dyn Wire {
         &mut self.stream
     }
 }

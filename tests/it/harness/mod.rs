@@ -7,6 +7,7 @@
 //! ```
 #![allow(dead_code, missing_docs, reason = "not every feature uses every helper")]
 
+pub mod authority;
 pub mod client;
 pub mod gate;
 pub mod issuer;

@@ -1,0 +1,39 @@
+//! Certificates are made anew when their files change, by whichever way: nobody who is connected notices.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use crate::net::watched::{Outcome, Watch};
+
+/// How often files are looked at; a change takes effect at the second look that sees it.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// What is watched, by the configuration's key.
+pub(super) type Watches = Vec<(String, Arc<dyn Watch>)>;
+
+/// Looks until it is aborted.
+pub(super) async fn watch(watches: Watches) {
+    let mut round = tokio::time::interval(EVERY);
+    round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        round.tick().await;
+        for (key, watch) in &watches {
+            let watch = watch.clone();
+            // A volume that hangs must not hold up who accepts clients.
+            let Ok(outcome) = tokio::task::spawn_blocking(move || watch.look()).await else { continue };
+            match outcome {
+                Outcome::Unchanged => {}
+                Outcome::Renewed => tracing::info!(key, "certificates were loaded anew"),
+                Outcome::Kept(error) => {
+                    tracing::warn!(
+                        key,
+                        reason = %error,
+                        "changed certificates cannot be used; the former ones stay in use"
+                    );
+                }
+            }
+        }
+    }
+}

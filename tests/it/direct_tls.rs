@@ -1,0 +1,117 @@
+//! TLS from the first byte on, as PostgreSQL 17's clients may begin it; ALPN tells that PostgreSQL is meant.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::harness::authority::{Authority, direct, handshake, with_tls};
+use crate::harness::client::{Raw, message, startup};
+use crate::harness::gate::Gate;
+use crate::harness::postgres::{self, Database};
+use crate::harness::{eventually, org};
+
+const POSTGRESQL: &[&[u8]] = &[b"postgresql"];
+const SSL_REQUEST: u32 = 80_877_103;
+const GSSENC_REQUEST: u32 = 80_877_104;
+const CANCEL_REQUEST: u32 = 80_877_102;
+
+async fn gate() -> (Authority, Database, Gate) {
+    let (authority, database) = (Authority::new(), postgres::shared().database().await);
+    let gate = with_tls(Gate::with(&database), &authority.issue(&["localhost"])).run().await;
+    (authority, database, gate)
+}
+
+#[tokio::test]
+async fn a_handshake_may_come_first() {
+    let (authority, _database, gate) = gate().await;
+    let mut raw = Raw::over(direct(&gate, authority.client(POSTGRESQL, None)).await.unwrap());
+    raw.sign_in("app", "app", &gate.token(org(2)).sign()).await;
+    assert_eq!(raw.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-2".to_owned())]]);
+    // A cancel request comes the same way.
+    raw.send(&message(b'Q', b"SELECT pg_sleep(30)\0")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut canceller = Raw::over(direct(&gate, authority.client(POSTGRESQL, None)).await.unwrap());
+    canceller.send(&startup(CANCEL_REQUEST, &raw.key)).await;
+    canceller.expect_close().await;
+    assert_eq!(raw.answer().await.error.unwrap().0, "57014");
+    // Among several protocols it is found.
+    let several: &[&[u8]] = &[b"h2", b"postgresql"];
+    let mut raw = Raw::over(direct(&gate, authority.client(several, None)).await.unwrap());
+    raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+}
+
+/// Who does not say that it means PostgreSQL is told nothing, and no byte of it is looked at.
+#[tokio::test]
+async fn without_alpn_nothing_is_said() {
+    let (authority, _database, gate) = gate().await;
+    let mut stream = direct(&gate, authority.client(&[], None)).await.unwrap();
+    let _ = stream.write_all(&startup(0x0003_0000, b"user\0app\0\0")).await;
+    let mut said = Vec::new();
+    let _ =
+        tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut said)).await.expect("closed");
+    assert_eq!(said, b"");
+    eventually("a line in the log", async || gate.log().contains("direct TLS without ALPN").then_some(()))
+        .await;
+    let other: &[&[u8]] = &[b"http/1.1"];
+    let error = direct(&gate, authority.client(other, None)).await.unwrap_err();
+    assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
+    // After an SSLRequest PostgreSQL asks for no ALPN, but does not take another protocol's either.
+    for (alpn, enters) in [(&[][..], true), (POSTGRESQL, true), (other, false)] {
+        let mut tcp = tokio::net::TcpStream::connect(("127.0.0.1", gate.port())).await.unwrap();
+        tcp.write_all(&startup(SSL_REQUEST, b"")).await.unwrap();
+        assert_eq!(tcp.read_u8().await.unwrap(), b'S');
+        match handshake(tcp, authority.client(alpn, None)).await {
+            Ok(stream) => {
+                assert!(enters, "{alpn:?}");
+                Raw::over(stream).sign_in("app", "app", &gate.token(org(1)).sign()).await;
+            }
+            Err(error) => assert!(!enters, "{alpn:?}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_encrypted_already_is_not_encrypted_again() {
+    let (authority, _database, gate) = gate().await;
+    let mut raw = Raw::over(direct(&gate, authority.client(POSTGRESQL, None)).await.unwrap());
+    for request in [GSSENC_REQUEST, SSL_REQUEST] {
+        raw.send(&startup(request, b"")).await;
+        assert_eq!(raw.stream().read_u8().await.unwrap(), b'N');
+    }
+    raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+    // After a first word in clear there is no handshake without its being asked for.
+    let mut tcp = tokio::net::TcpStream::connect(("127.0.0.1", gate.port())).await.unwrap();
+    tcp.write_all(&startup(GSSENC_REQUEST, b"")).await.unwrap();
+    assert_eq!(tcp.read_u8().await.unwrap(), b'N');
+    assert!(handshake(tcp, authority.client(POSTGRESQL, None)).await.is_err());
+}
+
+#[tokio::test]
+async fn half_a_handshake_ends_with_sign_in_timeout() {
+    let authority = Authority::new();
+    let database = postgres::shared().database().await;
+    let gate = with_tls(Gate::with(&database), &authority.issue(&["localhost"]))
+        .set("listen", "sign_in_timeout", "\"1s\"")
+        .run()
+        .await;
+    for half in [&[0x16][..], &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]] {
+        let mut tcp = tokio::net::TcpStream::connect(("127.0.0.1", gate.port())).await.unwrap();
+        tcp.write_all(half).await.unwrap();
+        let mut said = Vec::new();
+        let _ =
+            tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut said)).await.expect("closed");
+        assert_eq!(said, b"");
+    }
+    let mut raw = Raw::over(direct(&gate, authority.client(POSTGRESQL, None)).await.unwrap());
+    raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+}
+
+/// Without a certificate there is nothing to begin with, and no answer that a handshake could read.
+#[tokio::test]
+async fn without_a_certificate_there_is_no_handshake() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    assert!(direct(&gate, Authority::new().client(POSTGRESQL, None)).await.is_err());
+    let mut raw = Raw::connect(&gate).await;
+    raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+}
