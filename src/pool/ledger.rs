@@ -53,6 +53,8 @@ pub struct Ledger {
     has_settled_unnamed: bool,
     /// The last error skipped a message that was to settle it.
     has_lost_unnamed: bool,
+    /// The server waits for copy data.
+    is_copying: bool,
     /// Syncs that the COPY now running swallows, if it comes to read them.
     swallowed: usize,
     /// Answers to such Syncs that may come after all, because the COPY failed before it read them.
@@ -72,6 +74,7 @@ impl Default for Ledger {
             unnamed: None,
             has_settled_unnamed: false,
             has_lost_unnamed: false,
+            is_copying: false,
             swallowed: 0,
             strays: 0,
         }
@@ -82,6 +85,7 @@ impl Ledger {
     /// A message left for the server.
     pub fn push(&mut self, due: Due) {
         self.open_batch |= due.opens_batch();
+        self.is_copying &= !matches!(due, Due::CopyEnd);
         self.has_executed |= matches!(due, Due::Query(_) | Due::Execute(_));
         self.naming += usize::from(due.names());
         self.placing += usize::from(due.places());
@@ -180,6 +184,13 @@ impl Ledger {
         !self.due.is_empty()
     }
 
+    /// Whether the server will not come to rest by itself: it waits for the end of a COPY, or for a Sync.
+    pub fn awaits_client(&self) -> bool {
+        let is_complete =
+            matches!(self.due.back(), Some(Due::Binding | Due::Query(_) | Due::Sync | Due::CopyEnd));
+        self.is_copying || self.is_waiting() && !is_complete
+    }
+
     /// Whether the proxy's own binding is not yet acknowledged.
     pub fn is_binding(&self) -> bool {
         matches!(self.due.front(), Some(Due::Binding))
@@ -234,6 +245,7 @@ impl Ledger {
         self.open_batch = self.due.iter().any(Due::opens_batch);
         self.has_executed = self.due.iter().any(|due| matches!(due, Due::Query(_) | Due::Execute(_)));
         self.swallowed = 0;
+        self.is_copying = false;
         Ok(verdict)
     }
 
@@ -416,6 +428,7 @@ impl Ledger {
         if self.due.iter().take(end).skip(1).any(|due| !matches!(due, Due::Sync)) {
             return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
         }
+        self.is_copying = end == self.due.len();
         self.swallowed += end.saturating_sub(1);
         self.due.drain(1..end);
         Ok(Verdict::Pass)

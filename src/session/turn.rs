@@ -17,6 +17,7 @@ use crate::pool::due::Skipped;
 use crate::pool::ledger::TransactionOver;
 use crate::pool::server::BoundServer;
 use crate::wire::report::{Report, Sqlstate};
+use crate::wire::speak;
 
 /// A turn in progress.
 pub struct Turn<'a> {
@@ -26,6 +27,8 @@ pub struct Turn<'a> {
     heard: Heard,
     changes: Changes,
     told_fatal: bool,
+    /// The client's Terminate was passed on.
+    said_goodbye: bool,
     clock: Clock,
 }
 
@@ -89,6 +92,7 @@ impl<'a> Turn<'a> {
             heard: Heard::default(),
             changes: Changes::default(),
             told_fatal: false,
+            said_goodbye: false,
             clock,
         }
     }
@@ -117,6 +121,7 @@ impl<'a> Turn<'a> {
                 Event::ClientGone => {
                     return End::Abandoned { still_runs: self.server.ledger().is_waiting() };
                 }
+                Event::ServerGone if self.said_goodbye => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
                 Event::ServerGone => return End::Failed(self.server_gone()),
             }
@@ -135,8 +140,18 @@ impl<'a> Turn<'a> {
     /// Whether the turn is over: nothing outstanding, and the client between messages.
     fn ended(&mut self) -> Option<End> {
         let requests = &self.client.requests;
-        if requests.is_terminated() && !self.server.ledger().is_waiting() {
+        if requests.is_terminated() && self.server.ledger().is_waiting() {
+            // Where it waits for what the client will never send, PostgreSQL deals with what is there and closes.
+            if self.server.ledger().awaits_client() && !self.said_goodbye {
+                speak::terminate(self.server.outgoing());
+                self.said_goodbye = true;
+            }
+            return None;
+        }
+        if requests.is_terminated() {
             return Some(match self.server.ledger().over() {
+                // What it said goodbye to is closing.
+                Some(_) if self.said_goodbye => End::Abandoned { still_runs: false },
                 Some(over) => self.over(over),
                 // It left inside a transaction: closing the server rolls it back.
                 None => End::Abandoned { still_runs: false },

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::harness::client::{Raw, connect, value};
+use crate::harness::client::{Raw, bind, connect, execute, message, parse, raw, value};
 use crate::harness::gate::Gate;
 use crate::harness::org;
 use crate::harness::postgres::{self, Database, ROWS_PER_ORGANIZATION};
@@ -167,4 +167,42 @@ async fn an_open_transaction_keeps_its_server_and_a_vanished_client_loses_it() {
         .unwrap()
         .get(0);
     assert_eq!(kept, 0, "what was not committed is rolled back");
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_a_batch_keeps_no_server() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let terminate = message(b'X', b"");
+    let copy = message(b'Q', b"COPY notes FROM STDIN\0");
+    for last in [
+        copy.clone(),
+        [copy.clone(), message(b'd', b"1\tx\n")].concat(),
+        [parse("", "SELECT 1"), bind("")].concat(),
+        [parse("", "SELECT 1"), bind(""), execute(), message(b'H', b"")].concat(),
+        message(b'Q', b"BEGIN\0"),
+        [message(b'Q', b"BEGIN\0"), parse("", "SELECT 1")].concat(),
+    ] {
+        for waits in [false, true] {
+            let mut leaver = raw(&gate, 1).await;
+            leaver.send(&last).await;
+            if waits {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            leaver.send(&terminate).await;
+            drop(leaver);
+            let mut next = raw(&gate, 2).await;
+            assert_eq!(next.query("SELECT 1").await.error, None, "{}", String::from_utf8_lossy(&last));
+        }
+    }
+    // What was asked for before the goodbye is done.
+    let mut leaver = raw(&gate, 1).await;
+    leaver.send(&[message(b'Q', b"UPDATE items SET counter = 77\0"), terminate].concat()).await;
+    drop(leaver);
+    let mut next = raw(&gate, 1).await;
+    crate::harness::eventually("the update", async || {
+        let rows = next.query("SELECT count(*) FROM items WHERE counter = 77").await.rows;
+        (rows[0][0].as_deref() != Some("0")).then_some(())
+    })
+    .await;
 }
