@@ -186,8 +186,8 @@ impl Ledger {
 
     /// Whether the server will not come to rest by itself: it waits for the end of a COPY, or for a Sync.
     pub fn awaits_client(&self) -> bool {
-        let is_complete =
-            matches!(self.due.back(), Some(Due::Binding | Due::Query(_) | Due::Sync | Due::CopyEnd));
+        let last = self.due.iter().rev().find(|due| !matches!(due, Due::CopyEnd));
+        let is_complete = matches!(last, Some(Due::Binding | Due::Query(_) | Due::Sync));
         self.is_copying || self.is_waiting() && !is_complete
     }
 

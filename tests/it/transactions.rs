@@ -178,6 +178,7 @@ async fn who_leaves_in_the_middle_of_a_batch_keeps_no_server() {
     for last in [
         copy.clone(),
         [copy.clone(), message(b'd', b"1\tx\n")].concat(),
+        [parse("", "COPY notes FROM STDIN"), bind(""), execute(), message(b'c', b"")].concat(),
         [parse("", "SELECT 1"), bind("")].concat(),
         [parse("", "SELECT 1"), bind(""), execute(), message(b'H', b"")].concat(),
         message(b'Q', b"BEGIN\0"),
