@@ -15,6 +15,7 @@ mod operations;
 mod pipelines;
 mod prepared;
 mod protocol;
+mod refusals;
 mod renewal;
 mod seal;
 mod settings;
