@@ -9,7 +9,7 @@ use rustls::ClientConfig;
 use tokio_postgres::config::SslMode as DriverMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::config::{Server, SslMode};
+use crate::config::{Identity, Server, SslMode};
 use crate::net::tls;
 
 /// A database that cannot be reached or entered.
@@ -47,17 +47,21 @@ pub async fn connect(url: &str) -> Result<Object, ConnectError> {
 struct TlsWanted {
     mode: SslMode,
     roots: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 impl TlsWanted {
-    /// Takes `sslmode` and `sslrootcert` out of a URL or of `key=value` words.
+    /// Takes `sslmode`, `sslrootcert`, `sslcert` and `sslkey` out of a URL or of `key=value` words.
     fn split_from(url: &str) -> Result<(String, Self), ConnectError> {
-        let mut tls = Self { mode: SslMode::Prefer, roots: None };
+        let mut tls = Self { mode: SslMode::Prefer, roots: None, certificate: None, key: None };
         let mut takes = |word: &str| -> Result<bool, ConnectError> {
             match word.split_once('=') {
                 Some(("sslmode", mode)) => tls.mode = sslmode(mode)?,
                 Some(("sslrootcert", "system")) => {}
                 Some(("sslrootcert", file)) => tls.roots = Some(decoded(file)),
+                Some(("sslcert", file)) => tls.certificate = Some(decoded(file)),
+                Some(("sslkey", file)) => tls.key = Some(decoded(file)),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -85,14 +89,18 @@ impl TlsWanted {
                 "sslmode=verify-ca needs sslrootcert=FILE; or use verify-full".to_owned(),
             ));
         }
+        if tls.certificate.is_some() != tls.key.is_some() {
+            return Err(ConnectError("sslcert=FILE and sslkey=FILE go together".to_owned()));
+        }
         Ok((rest, tls))
     }
 
     fn client_config(self) -> Result<ClientConfig, ConnectError> {
         // Where TLS is off, the driver never asks for this.
         let tls = if self.mode == SslMode::Disable { SslMode::Prefer } else { self.mode };
+        let identity = self.certificate.zip(self.key).map(|(certificate, key)| Identity { certificate, key });
         let server =
-            Server { name: String::new(), host: String::new(), port: 0, tls, ca: self.roots, identity: None };
+            Server { name: String::new(), host: String::new(), port: 0, tls, ca: self.roots, identity };
         match tls::connector(&server) {
             Ok(Some(config)) => Ok(config),
             Ok(None) => Err(ConnectError("no TLS".to_owned())),
@@ -176,7 +184,17 @@ mod tests {
             let (kept, tls) = TlsWanted::split_from(url).unwrap();
             assert_eq!((kept.as_str(), tls.mode, tls.roots), (rest, mode, roots.map(PathBuf::from)), "{url}");
         }
-        for wrong in ["postgres://a@b/c?sslmode=full", "postgres://a@b/c?sslmode=verify-ca"] {
+        let (kept, tls) = TlsWanted::split_from("postgres://a@b/c?sslcert=a%20b&sslkey=k").unwrap();
+        assert_eq!(
+            (kept.as_str(), tls.certificate, tls.key),
+            ("postgres://a@b/c", Some("a b".into()), Some("k".into()))
+        );
+        for wrong in [
+            "postgres://a@b/c?sslmode=full",
+            "postgres://a@b/c?sslmode=verify-ca",
+            "postgres://a@b/c?sslcert=c",
+            "host=b sslkey=k",
+        ] {
             assert!(TlsWanted::split_from(wrong).is_err(), "{wrong}");
         }
     }

@@ -20,6 +20,9 @@ const MAX_ITERATIONS: u32 = i32::MAX as u32;
 /// A password in clear is checked at our cost: with more iterations it takes half a second and more.
 const MAX_CLEARTEXT_ITERATIONS: u32 = 1_000_000;
 
+/// PostgreSQL's own (`SCRAM_DEFAULT_SALT_LEN`).
+const SALT_BYTES: usize = 16;
+
 /// Longer messages are refused unread; those of real clients have about 100 bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1024;
 
@@ -80,7 +83,7 @@ impl Verifier {
     pub fn from_secret(secret: &[u8]) -> Self {
         let written = std::str::from_utf8(secret).ok().and_then(Self::parse);
         written.unwrap_or_else(|| {
-            let mut salt = [0; 16];
+            let mut salt = [0; SALT_BYTES];
             // Without random bytes the salt is only less good: the password still has to fit.
             let _ = rand::fill(&mut salt);
             Self::derive(secret, &salt, ITERATIONS)
@@ -121,6 +124,31 @@ impl Verifier {
         }
         let given = Self::derive(password, &self.salt, self.iterations);
         given.stored_key.ct_eq(&self.stored_key).into()
+    }
+}
+
+/// Verifiers of users that do not exist, so that they cannot be told from those that do.
+pub struct Strangers([u8; 32]);
+
+impl Default for Strangers {
+    fn default() -> Self {
+        let mut key = [0; 32];
+        // Without random bytes nothing signs in anyway.
+        let _ = rand::fill(&mut key);
+        Self(key)
+    }
+}
+
+impl Strangers {
+    /// One that no password fits. The salt is the same for a name each time, as that of a user would be.
+    pub fn verifier(&self, user: &str) -> Verifier {
+        let secret = |purpose: &[u8]| mac(&self.0, &[purpose, user.as_bytes()].concat());
+        Verifier {
+            iterations: ITERATIONS,
+            salt: secret(b"salt")[..SALT_BYTES].to_vec(),
+            stored_key: secret(b"stored"),
+            server_key: secret(b"server"),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::{Config, Context, Tenancy};
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
-    /// The database, as a superuser (postgres://...; ?sslmode=verify-full&sslrootcert=FILE to be sure whom the key goes to).
+    /// The database, as a superuser (postgres://...; ?sslmode=verify-full&sslrootcert=FILE to be sure whom the key goes to; sslcert and sslkey where it asks for a certificate).
     #[arg(long, value_name = "URL", required_unless_present = "print")]
     database: Option<String>,
     /// Roles that may use the interface; by default every configured role with tenancy.

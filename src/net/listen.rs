@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Type};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::stream::Detached;
@@ -181,10 +181,13 @@ fn remove_dead(path: &Path) -> io::Result<()> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(in_use("something that is no socket is in its place; move it away"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    // Whoever lives but accepts nobody any more must not hold us up.
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Ok(_) => Err(in_use("another process answers there; stop it, or choose another directory or port")),
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Err(in_use("another process answers there; stop it, or choose another directory or port")),
     }
 }
 

@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::sync::mpsc;
 
 use crate::net::listen::{Listener, Peer};
-use crate::net::stream::{Detached, Stream};
+use crate::net::stream::Detached;
 use crate::pool::server::Shard;
 use crate::session::{self, Gate, Presence};
-use crate::wire::report::{Report, Sqlstate};
 
 /// The threads that serve clients.
 pub(super) struct Shards(Vec<ShardThread>);
@@ -95,7 +93,9 @@ pub(super) async fn accept(listener: Listener, gate: Arc<Gate>, shards: Arc<Shar
         match listener.accept().await {
             Ok((socket, peer)) if gate.clients() >= gate.settings.max_clients => {
                 tracing::warn!(%peer, "max_clients is reached");
-                tokio::spawn(turn_away(socket));
+                if let Ok(socket) = socket.attach() {
+                    tokio::spawn(session::turn_away(gate.clone(), socket, peer));
+                }
             }
             // Registered anew by the shard that gets it.
             Ok((socket, peer)) => shards.deal(Arrival { socket, peer, presence: gate.enter() }),
@@ -106,16 +106,4 @@ pub(super) async fn accept(listener: Listener, gate: Arc<Gate>, shards: Arc<Shar
             }
         }
     }
-}
-
-/// Tells a client that there is no room, without reading a byte of it.
-async fn turn_away(socket: Detached) {
-    let Ok(socket) = socket.attach() else { return };
-    let mut stream = Stream::Plain(socket);
-    let mut out = BytesMut::new();
-    Report::new(Sqlstate::TOO_MANY_CONNECTIONS, "no more connections allowed (max_clients)")
-        .hint("Raise listen.max_clients, or let applications keep fewer connections.")
-        .fatal(&mut out);
-    // It may be gone already.
-    let _ = tokio::time::timeout(Duration::from_secs(1), stream.send(&mut out)).await;
 }

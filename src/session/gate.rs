@@ -9,7 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::cancel::Cancels;
-use crate::auth::scram::Verifier;
+use crate::auth::scram::{Strangers, Verifier};
 use crate::auth::token::Keys;
 use crate::config::{Database, Role};
 use crate::net::tls::Shown;
@@ -44,12 +44,19 @@ pub struct GateSettings {
 /// Hashing a password takes milliseconds of a core: strangers who send many must not get all of them.
 const MAX_HASHING: usize = 2;
 
+/// Clients beyond `max_clients` that are told so; more are closed without a word.
+const MAX_TURNED_AWAY: usize = 64;
+
 /// Shared by all sessions.
 pub struct Gate {
     /// What it was made of.
     pub settings: GateSettings,
     /// Who may cancel what.
     pub cancels: Cancels,
+    /// What users that do not exist are asked with.
+    pub strangers: Strangers,
+    /// Clients that are told at this moment that there is no room.
+    pub turned_away: Semaphore,
     /// Passwords in clear that are hashed at the same time.
     pub hashing: Semaphore,
     draining: AtomicBool,
@@ -63,6 +70,8 @@ impl Gate {
         Arc::new(Self {
             settings,
             cancels: Cancels::default(),
+            strangers: Strangers::default(),
+            turned_away: Semaphore::new(MAX_TURNED_AWAY),
             hashing: Semaphore::new(MAX_HASHING),
             draining: AtomicBool::new(false),
             drain: Notify::new(),

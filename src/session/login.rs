@@ -17,7 +17,7 @@ use super::opening::Opening;
 use super::relay::{Parties, Relay};
 use super::reported::Reported;
 use super::turn;
-use crate::auth::token::{self, MAX_TOKEN_BYTES};
+use crate::auth::token::{self, MAX_TOKEN_BYTES, VerifiedClaims};
 use crate::config::{Role, Tenancy};
 use crate::net::buffer::Buffer;
 use crate::net::listen::Peer;
@@ -90,7 +90,7 @@ impl From<Violation> for Refusal {
 impl Login {
     /// Goes on with what the client may have sent behind its startup packet (a password, if it is in a hurry).
     pub(super) fn new(opening: Opening, message: StartupMessage) -> Self {
-        let Opening { gate, stream, incoming, peer, shard, shown } = opening;
+        let Opening { gate, stream, incoming, peer, shard, shown, .. } = opening;
         Self { gate, stream, incoming, out: BytesMut::new(), peer, shard, shown, message }
     }
 
@@ -119,9 +119,15 @@ impl Login {
     /// The sequence of a sign-in.
     async fn sign_in(&mut self) -> Result<SignedIn, Refusal> {
         self.negotiate_protocol();
-        let (role, pool) = self.destination()?;
+        self.refuse_replication()?;
         let (settings, wanted) = settings::from_startup(&self.message.parameters)?;
-        let context = self.authenticate(&role, &wanted).await?;
+        let gate = self.gate.clone();
+        let Some(role) = gate.settings.roles.get(&self.message.user) else {
+            return Err(self.unknown_user().await);
+        };
+        let context = self.authenticate(role, &wanted).await?;
+        // Only now: which databases there are is nothing for strangers.
+        let pool = self.destination()?;
         if context.is_none() && role.tenancy == Tenancy::Required {
             return Err(
                 Report::new(Sqlstate::INVALID_AUTHORIZATION, "this role needs a tenant context").into()
@@ -132,7 +138,7 @@ impl Login {
         let terms = Terms::new(context.map(Arc::new), Arc::new(settings));
         let parameters = self.tell_parameters(&pool, &terms, &reported).await?;
         let reported = Reported::at_sign_in(reported, &parameters);
-        Ok(SignedIn { role, pool, terms, parameters, reported })
+        Ok(SignedIn { role: role.clone(), pool, terms, parameters, reported })
     }
 
     /// A client that asks for more than is spoken is told so, as by PostgreSQL 18 (documentation, 54.2.1 "Start-up").
@@ -143,42 +149,81 @@ impl Login {
         }
     }
 
-    fn destination(&self) -> Result<(Arc<Role>, Arc<Pool>), Refusal> {
-        let message = &self.message;
-        let wants_replication = message
-            .parameters
-            .get("replication")
-            .is_some_and(|v| !matches!(v.as_str(), "false" | "off" | "no" | "0"));
-        if wants_replication {
-            let report = Report::new(Sqlstate::NOT_SUPPORTED, "replication connections cannot be pooled")
-                .hint("Connect to PostgreSQL itself for replication.");
-            return Err(report.into());
-        }
-        let Some(role) = self.gate.settings.roles.get(&message.user) else {
-            let report = Report::new(
-                Sqlstate::INVALID_AUTHORIZATION,
-                format!("user \"{}\" is not configured in pgtenant", message.user),
-            )
-            .hint("Add it under [roles], or use a configured user in the connection string.");
-            return Err(Refusal::told(report, "unknown_role", ""));
+    fn refuse_replication(&self) -> Result<(), Refusal> {
+        let Some(value) = self.message.parameters.get("replication") else { return Ok(()) };
+        let report = match value.to_ascii_lowercase().as_str() {
+            "false" | "off" | "no" | "0" => return Ok(()),
+            "true" | "on" | "yes" | "1" | "database" => {
+                Report::new(Sqlstate::NOT_SUPPORTED, "replication connections cannot be pooled")
+                    .hint("Connect to PostgreSQL itself for replication.")
+            }
+            _ => Report::new(
+                Sqlstate::INVALID_PARAMETER,
+                format!("invalid value for parameter \"replication\": \"{value}\""),
+            ),
         };
-        let Some(pool) = self.gate.pool(&message.database, &message.user) else {
+        Err(report.into())
+    }
+
+    fn destination(&self) -> Result<Arc<Pool>, Refusal> {
+        let message = &self.message;
+        self.gate.pool(&message.database, &message.user).cloned().ok_or_else(|| {
             let report = Report::new(
                 Sqlstate::NO_SUCH_DATABASE,
                 format!("database \"{}\" is not configured in pgtenant", message.database),
             )
             .hint("Add it under [databases], or use a configured name in the connection string.");
-            return Err(Refusal::told(report, "unknown_database", ""));
+            Refusal::told(report, "unknown_database", "")
+        })
+    }
+
+    /// A user that is not configured is asked like others, and hears what they hear when they are wrong, as from
+    /// PostgreSQL: who may sign in is nothing for strangers. The log says what is the matter.
+    async fn unknown_user(&mut self) -> Refusal {
+        let gate = self.gate.clone();
+        let refusal = if gate.settings.verifiers.is_empty() {
+            // Nobody signs in here but by token; whoever has a good one may know.
+            let message = format!("user \"{}\" is not configured in pgtenant", self.message.user);
+            let asked = self.clear_password().await;
+            match asked.and_then(|secret| self.verified(&secret)) {
+                Ok(_) => Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
+                    .hint("Add it under [roles], or use a configured user in the connection string.")
+                    .into(),
+                Err(refusal) => refusal,
+            }
+        } else {
+            let stranger = gate.strangers.verifier(&self.message.user);
+            match self.scram(&stranger).await {
+                Ok(()) => wrong_password(&self.message.user, ""),
+                Err(refusal) => refusal,
+            }
         };
-        Ok((role.clone(), pool.clone()))
+        match refusal {
+            Refusal::Gone => Refusal::Gone,
+            Refusal::Told(told) => {
+                Refusal::told(told.report, "unknown_role", "no such user in [roles] of the configuration")
+            }
+        }
     }
 
     /// Who is it? A token gives a context; a password gives none.
     async fn authenticate(&mut self, role: &Role, wanted: &Wanted) -> Result<Option<TenantContext>, Refusal> {
-        if role.sign_in_scram.is_some() && !role.sign_in_jwt {
-            self.scram(role).await?;
+        let gate = self.gate.clone();
+        if let (false, Some(verifier)) = (role.sign_in_jwt, gate.settings.verifiers.get(&role.name)) {
+            self.scram(verifier).await?;
             return Ok(None);
         }
+        let secret = self.clear_password().await?;
+        // A role with both: a token has two dots and begins with the base64url of `{"`.
+        let is_token = secret.starts_with(b"eyJ") && secret.iter().filter(|byte| **byte == b'.').count() == 2;
+        if is_token || role.sign_in_scram.is_none() {
+            return self.token(role, wanted, &secret);
+        }
+        if self.password_matches(role, secret).await { Ok(None) } else { Err(wrong_password(&role.name, "")) }
+    }
+
+    /// Asks for a password in clear, which is how a token travels.
+    async fn clear_password(&mut self) -> Result<Zeroizing<Vec<u8>>, Refusal> {
         if !self.stream.is_tls() && !self.peer.is_local() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "a token is not taken over an unencrypted connection")
                 .hint("Configure [listen.tls] and add sslmode=require (better: verify-full) to the connection string.");
@@ -186,18 +231,15 @@ impl Login {
         }
         speak::request_cleartext_password(&mut self.out);
         self.send().await?;
-        let body = self.password_message(MAX_TOKEN_BYTES + 1).await?;
-        let secret = match split_cstr(&body) {
-            Some((secret, [])) => secret,
-            _ => return Err(Violation::Malformed(tag::PASSWORD).into()),
-        };
-        // A role with both: a token has two dots and begins with the base64url of `{"`.
-        let is_token = secret.starts_with(b"eyJ") && secret.iter().filter(|byte| **byte == b'.').count() == 2;
-        if is_token || role.sign_in_scram.is_none() {
-            return self.token(role, wanted, secret);
+        let body = Zeroizing::new(self.password_message(MAX_TOKEN_BYTES + 1).await?);
+        match split_cstr(&body) {
+            Some(([], [])) => {
+                let report = Report::new(Sqlstate::INVALID_PASSWORD, "empty password returned by client");
+                Err(Refusal::told(report, "wrong_password", ""))
+            }
+            Some((secret, [])) => Ok(Zeroizing::new(secret.to_vec())),
+            _ => Err(Violation::Malformed(tag::PASSWORD).into()),
         }
-        let secret = Zeroizing::new(secret.to_vec());
-        if self.password_matches(role, secret).await { Ok(None) } else { Err(wrong_password(&role.name, "")) }
     }
 
     /// Away from the thread that serves clients: this takes a while, on purpose.
@@ -211,20 +253,21 @@ impl Login {
     }
 
     fn token(&self, role: &Role, wanted: &Wanted, secret: &[u8]) -> Result<Option<TenantContext>, Refusal> {
-        let refused = |message: String, detail: String| {
-            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
-                .hint("Send a current JSON Web Token as the password.");
-            Refusal::told(report, "token_refused", detail)
-        };
-        let text = std::str::from_utf8(secret)
-            .map_err(|_| refused("token refused: malformed".to_owned(), "not UTF-8".to_owned()))?;
-        let verified = token::verify(text, &self.gate.settings.keys, SystemTime::now())
-            .map_err(|e| refused(e.to_string(), e.detail()))?;
+        let verified = self.verified(secret)?;
         if role.tenancy == Tenancy::None {
             return Ok(None);
         }
         let context = self.gate.settings.mapping.resolve(&verified, wanted);
-        context.map(Some).map_err(|e| refused("token refused: no organization".to_owned(), e.to_string()))
+        context
+            .map(Some)
+            .map_err(|e| token_refused("token refused: no organization".to_owned(), e.to_string()))
+    }
+
+    fn verified(&self, secret: &[u8]) -> Result<VerifiedClaims, Refusal> {
+        let text = std::str::from_utf8(secret)
+            .map_err(|_| token_refused("token refused: malformed".to_owned(), "not UTF-8".to_owned()))?;
+        token::verify(text, &self.gate.settings.keys, SystemTime::now())
+            .map_err(|e| token_refused(e.to_string(), e.detail()))
     }
 
     /// What PostgreSQL reports for this client: the server's values, with the client's own settings tried out on a
@@ -312,6 +355,12 @@ struct SignedIn {
     terms: Terms,
     parameters: BTreeMap<String, String>,
     reported: Reported,
+}
+
+fn token_refused(message: String, detail: String) -> Refusal {
+    let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
+        .hint("Send a current JSON Web Token as the password.");
+    Refusal::told(report, "token_refused", detail)
 }
 
 fn wrong_password(role: &str, detail: &str) -> Refusal {

@@ -27,6 +27,18 @@ use opening::Opening;
 /// Once the house is closing, who has not signed in within this time is not waited for.
 const LAST_SIGN_INS: Duration = Duration::from_secs(1);
 
+/// How long a client that there is no room for may take to hear so.
+const TURNED_AWAY: Duration = Duration::from_secs(3);
+
+/// Tells a client that there is no room, in TLS if it asks for that; a cancel request is dealt with. Too many at a time
+/// are closed without a word.
+pub async fn turn_away(gate: Arc<Gate>, socket: Socket, peer: Peer) {
+    let Ok(_place) = gate.turned_away.try_acquire() else { return };
+    let opening = Opening::beyond_limit(gate.clone(), socket, peer);
+    // Nobody signs in: what it would go on with is dropped, and there is none.
+    let _ = tokio::time::timeout(TURNED_AWAY, opening.run()).await;
+}
+
 /// Serves one client from its first byte to its last.
 pub async fn serve(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) {
     let deadline = gate.sign_in_deadline();

@@ -30,12 +30,27 @@ pub struct Opening {
     pub(super) shard: Shard,
     /// What it was shown in the handshake, which may be replaced for those who come later.
     pub(super) shown: Option<Arc<Shown>>,
+    /// It came when `max_clients` was reached.
+    is_beyond_limit: bool,
 }
 
 impl Opening {
     /// Takes an accepted socket.
     pub fn new(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) -> Self {
-        Self { gate, stream: Stream::Plain(socket), incoming: Buffer::default(), peer, shard, shown: None }
+        Self {
+            gate,
+            stream: Stream::Plain(socket),
+            incoming: Buffer::default(),
+            peer,
+            shard,
+            shown: None,
+            is_beyond_limit: false,
+        }
+    }
+
+    /// The same for one that there is no room for: it is told so once it can be, and may cancel before.
+    pub fn beyond_limit(gate: Arc<Gate>, socket: Socket, peer: Peer) -> Self {
+        Self { is_beyond_limit: true, ..Self::new(gate, socket, peer, Shard(0)) }
     }
 
     /// Goes through the opening packets to a StartupMessage; `None` when the connection has ended.
@@ -155,6 +170,16 @@ impl Opening {
         if settings.tls_required && !self.stream.is_tls() && !self.peer.is_unix() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "pgtenant requires TLS")
                 .hint("Add sslmode=require (better: verify-full) to the connection string.");
+            return self.refuse(&report).await;
+        }
+        if self.is_beyond_limit {
+            let report = Report::new(Sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+                .detail("listen.max_clients of pgtenant is reached.")
+                .hint("Raise listen.max_clients, or let applications keep fewer connections.");
+            return self.refuse(&report).await;
+        }
+        if self.gate.is_draining() {
+            let report = Report::new(Sqlstate::CANNOT_CONNECT_NOW, "pgtenant is shutting down");
             return self.refuse(&report).await;
         }
         Some(Login::new(self, message))

@@ -44,6 +44,8 @@ impl Sqlstate {
     pub const LIMIT_EXCEEDED: Self = Self("54000");
     /// admin_shutdown
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
+    /// cannot_connect_now
+    pub const CANNOT_CONNECT_NOW: Self = Self("57P03");
     /// internal_error
     pub const INTERNAL: Self = Self("XX000");
 }
@@ -154,7 +156,12 @@ impl ServerReport {
 
 impl From<Violation> for Report {
     fn from(violation: Violation) -> Self {
-        Report::new(Sqlstate::PROTOCOL_VIOLATION, violation.to_string())
+        let code = match violation {
+            Violation::Version(..) => Sqlstate::NOT_SUPPORTED,
+            Violation::NoUser => Sqlstate::INVALID_AUTHORIZATION,
+            _ => Sqlstate::PROTOCOL_VIOLATION,
+        };
+        Report::new(code, violation.to_string())
     }
 }
 

@@ -96,9 +96,10 @@ pub fn parse(packet: &[u8]) -> Result<Opening, Violation> {
     match u32::from_be_bytes(*code) {
         SSL_REQUEST if rest.is_empty() => Ok(Opening::Ssl),
         GSSENC_REQUEST if rest.is_empty() => Ok(Opening::GssEnc),
+        SSL_REQUEST | GSSENC_REQUEST => Err(Violation::Startup("bytes behind a request for encryption")),
         CANCEL_REQUEST => cancel(rest),
         version if version >> 16 == 3 => startup((version & 0xffff) as u16, rest),
-        _ => Err(Violation::Startup("unsupported frontend protocol; pgtenant speaks version 3")),
+        version => Err(Violation::Version((version >> 16) as u16, (version & 0xffff) as u16)),
     }
 }
 
@@ -137,7 +138,7 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Opening, Violation> {
         rest = after;
     }
     let user = parameters.remove("user").filter(|user| !user.is_empty());
-    let user = user.ok_or(Violation::Startup("no PostgreSQL user name specified"))?;
+    let user = user.ok_or(Violation::NoUser)?;
     let database = parameters.remove("database").filter(|name| !name.is_empty());
     let database = database.unwrap_or_else(|| user.clone());
     Ok(Opening::Startup(StartupMessage { minor, user, database, parameters, protocol_options }))

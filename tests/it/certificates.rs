@@ -94,7 +94,7 @@ async fn postgresql_is_shown_a_certificate_where_it_asks() {
         &shared,
         "pg_hba.conf",
         "host all postgres 127.0.0.1/32 scram-sha-256\n\
-         hostssl all app 127.0.0.1/32 cert\n\
+         hostssl all app,keeper 127.0.0.1/32 cert\n\
          hostssl all plain 127.0.0.1/32 scram-sha-256 clientcert=verify-full\n",
     );
     admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
@@ -137,6 +137,25 @@ async fn postgresql_is_shown_a_certificate_where_it_asks() {
     let as_plain = gate(Some(&ours.issue_to("plain", &[]))).await;
     let client = connect(&as_plain, "plain", &postgres::password_of("plain")).await;
     assert_eq!(value(&client, "SELECT current_user").await.unwrap().as_deref(), Some("plain"));
+    // `install` shows one as well.
+    admin.batch_execute("CREATE ROLE keeper SUPERUSER LOGIN").await.unwrap();
+    for (name, code) in [("keeper", 0), ("app", 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |file: &str| folder.path().join(file).display().to_string();
+        let (certificate, key) = ours.issue_to(name, &[]);
+        for (file, content) in [("c.crt", &certificate), ("c.key", &key), ("root.crt", &ours.pem)] {
+            std::fs::write(path(file), content).unwrap();
+        }
+        let tls =
+            format!("sslrootcert={}&sslcert={}&sslkey={}", path("root.crt"), path("c.crt"), path("c.key"));
+        let url = format!(
+            "postgres://keeper@localhost:{}/{}?sslmode=verify-full&{tls}",
+            database.port, database.name
+        );
+        let written = Gate::with(&database).write();
+        let ran = crate::commands::run(&["install", "--database", &url, "--role", "app"], Some(&written));
+        assert_eq!(ran.code, code, "{name}: {ran:?}");
+    }
     // Another name, another authority, nothing.
     for shows in [Some(ours.issue_to("plain", &[])), Some(others.issue_to("app", &[])), None] {
         let (code, text) = refusal(&gate(shows.as_ref()).await).await;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pgtenant::cli::demo::throwaway::Options;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -10,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::config::{ChannelBinding as Demand, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::harness::authority::{Authority, Pair, direct, handshake, secured, with_tls};
+use crate::harness::authority::{Authority, Pair, direct, give, handshake, secured, secured_as, with_tls};
 use crate::harness::client::{Raw, config, connect, error_fields, message, psql, startup, value};
 use crate::harness::gate::Gate;
 use crate::harness::org;
@@ -156,6 +157,37 @@ async fn nobody_in_between_signs_in_for_a_client() {
         let error =
             config.connect(MakeRustlsConnect::new(theirs.client(&[], None))).await.err().expect("refused");
         assert_eq!(error.as_db_error().map(tokio_postgres::error::DbError::message), Some(says), "{error:?}");
+    }
+}
+
+/// Every version of PostgreSQL takes what the proxy binds to, whatever its certificate is signed by.
+#[tokio::test]
+async fn servers_of_every_version_are_entered() {
+    let algorithms =
+        [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_RSA_SHA512, &rcgen::PKCS_ECDSA_P384_SHA384];
+    for (bin, algorithm) in postgres::all_bins().into_iter().zip(algorithms.into_iter().cycle()) {
+        let authority = Authority::signing_by(algorithm);
+        let options = Options { bin: Some(bin), ..Options::default() };
+        let shared = secured_as(&options, &authority, &["localhost"]).await;
+        let version = shared.server.version_major();
+        let database = shared.database().await;
+        let rules =
+            "host all postgres 127.0.0.1/32 scram-sha-256\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
+        give(&shared, "pg_hba.conf", rules);
+        database.admin().await.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let gate = Gate::with(&database)
+            .set("servers.main", "tls", "\"verify-full\"")
+            .set("servers.main", "host", "\"localhost\"")
+            .set("servers.main", "ca", "\"ca.crt\"")
+            .file("ca.crt", authority.pem.as_str())
+            .run()
+            .await;
+        let client = connect(&gate, "app", &gate.token(org(3)).sign()).await;
+        let found = value(&client, "SELECT DISTINCT body FROM items").await.unwrap();
+        assert_eq!(found.as_deref(), Some("org-3"), "PostgreSQL {version}");
+        let seen =
+            value(&client, "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await.unwrap();
+        assert_eq!(seen.as_deref(), Some("true"), "PostgreSQL {version}");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::harness::authority::{Authority, direct, handshake, with_tls};
 use crate::harness::client::{Raw, message, startup};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Database};
-use crate::harness::{eventually, org};
+use crate::harness::{Dice, eventually, org};
 
 const POSTGRESQL: &[&[u8]] = &[b"postgresql"];
 const SSL_REQUEST: u32 = 80_877_103;
@@ -102,6 +102,32 @@ async fn half_a_handshake_ends_with_sign_in_timeout() {
             tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut said)).await.expect("closed");
         assert_eq!(said, b"");
     }
+    let mut raw = Raw::over(direct(&gate, authority.client(POSTGRESQL, None)).await.unwrap());
+    raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+}
+
+/// Records that are none, cut, or of another kind: whatever follows the first byte, nobody else notices.
+#[tokio::test]
+async fn noise_behind_the_first_byte_ends_its_sender_only() {
+    let (authority, _database, gate) = gate().await;
+    let mut dice = Dice(0x0d1c_e5ee_d001);
+    for _ in 0..100 {
+        let mut tcp = tokio::net::TcpStream::connect(("127.0.0.1", gate.port())).await.unwrap();
+        let mut noise: Vec<u8> = (0..1 + dice.roll(600)).map(|_| dice.roll(256) as u8).collect();
+        noise[0] = 0x16;
+        if dice.roll(2) == 0 && noise.len() > 9 {
+            // A record of the right kind and length, and a ClientHello that lies.
+            let length = u16::try_from(noise.len() - 5).unwrap().to_be_bytes();
+            noise[1..6].copy_from_slice(&[3, 1, length[0], length[1], 1]);
+        }
+        let _ = tcp.write_all(&noise).await;
+        let _ = tcp.shutdown().await;
+        let mut said = Vec::new();
+        let _ =
+            tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut said)).await.expect("closed");
+        assert!(said.first().is_none_or(|kind| *kind == 21), "nothing but an alert: {said:?}");
+    }
+    assert!(!gate.log().contains("panicked"), "{}", gate.log());
     let mut raw = Raw::over(direct(&gate, authority.client(POSTGRESQL, None)).await.unwrap());
     raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
 }

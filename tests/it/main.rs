@@ -16,6 +16,7 @@ mod pipelines;
 mod pool_modes;
 mod prepared;
 mod protocol;
+mod refusals;
 mod renewal;
 mod seal;
 mod settings;

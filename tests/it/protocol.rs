@@ -30,15 +30,24 @@ async fn still_serves(gate: &Gate) {
 #[tokio::test]
 async fn first_packets_that_lie_are_refused() {
     let (gate, _database) = gate().await;
+    for (bytes, code) in [
+        (startup(0x0002_0000, b"user\0app\0\0"), "0A000"),
+        (startup(0x0004_0000, b"user\0app\0\0"), "0A000"),
+        (startup(0x0003_0000, b"\0"), "28000"),
+        (startup(0x0003_0000, b"database\0app\0\0"), "28000"),
+    ] {
+        let mut raw = Raw::connect(&gate).await;
+        raw.send(&bytes).await;
+        assert_eq!(raw.expect_error().await.0, code, "{bytes:?}");
+        raw.expect_close().await;
+    }
     for bytes in [
         vec![0, 0, 0, 0, 0, 3, 0, 0],
         vec![0xff; 8],
         vec![0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0],
         vec![0, 0, 0, 7, 0, 3, 0, 0],
-        startup(0x0002_0000, b"user\0app\0\0"),
         startup(0x0003_0000, b"user\0app"),
         startup(0x0003_0000, b"user\0app\0\0trailing"),
-        startup(0x0003_0000, b"\0"),
         startup(80_877_103, b"x"),
         [startup(80_877_103, b""), startup(0x0003_0000, b"user\0app\0\0")].concat(),
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),

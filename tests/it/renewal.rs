@@ -3,11 +3,13 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use postgres_protocol::authentication::sasl;
+use tokio::io::AsyncWriteExt as _;
 use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::harness::authority::{Authority, Pair, direct, give, secured, with_tls};
-use crate::harness::client::{Raw, config, value};
+use crate::harness::client::{Raw, config, startup, value};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, password_of};
 use crate::harness::{eventually, org};
@@ -33,12 +35,15 @@ async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
     let mut before = Raw::over(direct(&gate, old.client(POSTGRESQL, None)).await.unwrap());
     before.sign_in("app", "app", &gate.token(org(1)).sign()).await;
     before.query("BEGIN").await;
-    // One that has shaken hands and signs in later: its sign-in is bound to what it was shown.
     let mut config_before = config(&gate, "plain", &password_of("plain"));
     config_before.ssl_mode(SslMode::Require).channel_binding(ChannelBinding::Require);
     let (client, connection) =
         config_before.connect(MakeRustlsConnect::new(with_address(&old, &gate).await)).await.unwrap();
     tokio::spawn(connection);
+
+    // One that has shaken hands and signs in later.
+    let mut undecided = direct(&gate, old.client(POSTGRESQL, None)).await.unwrap();
+    undecided.write_all(&startup(0x0003_0000, b"user\0plain\0database\0app\0\0")).await.unwrap();
 
     // A key that belongs to another certificate: refused, once.
     replace(&folder, &(new.issue(&["localhost"]).0, newest.issue(&["localhost"]).1));
@@ -58,6 +63,13 @@ async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
     assert_eq!(before.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-1".to_owned())]]);
     assert_eq!(before.query("COMMIT").await.tags, ["COMMIT"]);
     assert_eq!(value(&client, "SELECT current_user").await.unwrap().as_deref(), Some("plain"));
+    // The sign-in of the undecided one is bound to what it was shown itself.
+    let shown = undecided.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &shown).as_ref().to_vec();
+    let mut undecided = Raw::over(undecided);
+    let binding = sasl::ChannelBinding::tls_server_end_point(hash);
+    undecided.authenticate_by(sasl::SCRAM_SHA_256_PLUS, &password_of("plain"), binding).await;
+    assert_eq!(undecided.query("SELECT 1").await.rows.len(), 1);
     // Who comes now is bound to the new one.
     let (client, connection) =
         config_before.connect(MakeRustlsConnect::new(new.client(&[], None))).await.unwrap();

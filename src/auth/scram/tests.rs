@@ -88,6 +88,17 @@ fn a_written_verifier_is_understood_and_what_is_none_is_a_password() {
 }
 
 #[test]
+fn a_stranger_has_a_salt_of_its_own_and_no_password() {
+    let strangers = Strangers::default();
+    let salt = |user: &str| strangers.verifier(user).salt;
+    assert!(salt("a") == salt("a") && salt("a") != salt("b") && salt("a").len() == SALT_BYTES);
+    assert_ne!(Strangers::default().verifier("a").salt, salt("a"), "another process, another salt");
+    for password in [&b""[..], b"a", b"password"] {
+        assert_eq!(sign_in(&strangers.verifier("a"), password), Err(ScramError::WrongPassword));
+    }
+}
+
+#[test]
 fn a_costly_verifier_is_not_checked_in_clear() {
     let mut verifier = Verifier::derive(b"x", b"salt", 1);
     assert!(verifier.matches(b"x"));

@@ -4,8 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Login, Refusal, wrong_password};
-use crate::auth::scram::{Binding, ScramError, ServerFirst};
-use crate::config::Role;
+use crate::auth::scram::{Binding, ScramError, ServerFirst, Verifier};
 use crate::wire::frame::split_cstr;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::violation::Violation;
@@ -18,11 +17,8 @@ const PLUS: &str = "SCRAM-SHA-256-PLUS";
 const MAX_SASL_MESSAGE: usize = 4096;
 
 impl Login {
-    pub(super) async fn scram(&mut self, role: &Role) -> Result<(), Refusal> {
-        let gate = self.gate.clone();
-        let Some(verifier) = gate.settings.verifiers.get(&role.name) else {
-            return Err(Report::new(Sqlstate::INTERNAL, "no verifier for this role").into());
-        };
+    /// Whether the client knows the password of the user that it named.
+    pub(super) async fn scram(&mut self, verifier: &Verifier) -> Result<(), Refusal> {
         let end_point = self.shown.as_ref().and_then(|shown| shown.end_point.clone());
         let mechanisms: &[&str] = if end_point.is_some() { &[PLUS, PLAIN] } else { &[PLAIN] };
         speak::request_sasl(mechanisms, &mut self.out);
@@ -30,7 +26,8 @@ impl Login {
         let initial = self.password_message(MAX_SASL_MESSAGE).await?;
         let (binding, client_first) = sasl_initial(&initial, end_point)?;
         let nonce = nonce().ok_or_else(|| Report::new(Sqlstate::INTERNAL, "no random bytes"))?;
-        let refused = |error: ScramError| refusal(&role.name, error);
+        let user = self.message.user.clone();
+        let refused = |error: ScramError| refusal(&user, error);
         let (exchange, server_first) =
             ServerFirst::start(client_first, &binding, verifier, &nonce).map_err(refused)?;
         speak::sasl_continue(server_first, &mut self.out);

@@ -102,7 +102,12 @@ pub fn with_tls(setup: Setup, (certificate, key): &Pair) -> Setup {
 
 /// A PostgreSQL that has TLS and takes nothing else over TCP.
 pub async fn secured(authority: &Authority, names: &[&str]) -> Shared {
-    let shared = Shared::start(&Options::default());
+    secured_as(&Options::default(), authority, names).await
+}
+
+/// The same of another version.
+pub async fn secured_as(options: &Options, authority: &Authority, names: &[&str]) -> Shared {
+    let shared = Shared::start(options);
     let (certificate, key) = authority.issue(names);
     for (name, content) in
         [("server.crt", &certificate), ("server.key", &key), ("clients.crt", &authority.pem)]

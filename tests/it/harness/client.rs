@@ -146,8 +146,18 @@ impl Raw {
 
     /// The same after a [`Self::startup`] of one's own; the body of a NegotiateProtocolVersion, if one came.
     pub async fn authenticate(&mut self, password: &str) -> Option<Vec<u8>> {
+        self.authenticate_by(SCRAM_SHA_256, password, ChannelBinding::unsupported()).await
+    }
+
+    /// The same by this mechanism, bound so.
+    pub async fn authenticate_by(
+        &mut self,
+        mechanism: &str,
+        password: &str,
+        binding: ChannelBinding,
+    ) -> Option<Vec<u8>> {
         let mut negotiated = None;
-        let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+        let mut scram = ScramSha256::new(password.as_bytes(), binding);
         loop {
             let (kind, body) = self.read_message().await.expect("still connected while signing in");
             match (kind, body.get(..4).map_or(0, |code| u32::from_be_bytes(code.try_into().unwrap()))) {
@@ -156,7 +166,7 @@ impl Raw {
                 (b'R', 10) => {
                     let first = scram.message();
                     let length = u32::try_from(first.len()).unwrap().to_be_bytes();
-                    let body = [SCRAM_SHA_256.as_bytes(), b"\0", &length, first].concat();
+                    let body = [mechanism.as_bytes(), b"\0", &length, first].concat();
                     self.send(&message(b'p', &body)).await;
                 }
                 (b'R', 11) => {
