@@ -245,7 +245,7 @@ impl Pool {
                 Ok(server)
             }
             choice @ (Choice::Open | Choice::Wait) => {
-                let turn = state.waiting.join();
+                let turn = state.waiting.join(terms.digest(), shard);
                 if state.is_closing {
                     state.waiting.dismiss();
                 } else if choice == Choice::Open {
