@@ -9,6 +9,7 @@ use super::due::{Said, Skipped};
 use super::lease_state::LeaseState;
 use super::ledger::Verdict;
 use super::server::BoundServer;
+use super::statement::Shape;
 use crate::net::buffer::BUFFER_SIZE;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
 use crate::wire::report::ServerReport;
@@ -43,6 +44,8 @@ pub struct Heard {
     pub seal_refused: bool,
     /// Shared statements whose result type has changed.
     pub outdated: Vec<u64>,
+    /// The schema was changed in a way that may change the results of statements.
+    pub alters: bool,
 }
 
 impl Heard {
@@ -58,6 +61,7 @@ impl Heard {
         self.skipped.clear();
         self.seal_refused = false;
         self.outdated.clear();
+        self.alters = false;
     }
 }
 
@@ -108,7 +112,8 @@ impl BoundServer {
             let rest = &incoming.filled()[state.run..];
             let Some(header) = peek(rest)? else { return Ok(()) };
             let is_whole = rest.len() >= header.frame();
-            if !is_whole && is_read(header.tag) && header.frame() <= MAX_READ {
+            let is_shape = header.tag == tag::ROW_DESCRIPTION && self.ledger().is_describing();
+            if !is_whole && (is_read(header.tag) || is_shape) && header.frame() <= MAX_READ {
                 return Ok(()); // its end comes with the next read
             }
             let provoked = match header.tag {
@@ -196,11 +201,9 @@ impl BoundServer {
         };
         let own = if ledger.is_binding() { Verdict::Swallow } else { Verdict::Pass };
         match header.tag {
-            tag::DATA_ROW
-            | tag::COPY_DATA
-            | tag::COPY_DONE
-            | tag::PARAMETER_DESCRIPTION
-            | tag::NOTICE_RESPONSE => Ok(own),
+            tag::DATA_ROW | tag::COPY_DATA | tag::COPY_DONE | tag::NOTICE_RESPONSE => Ok(own),
+            tag::PARAMETER_DESCRIPTION if ledger.is_own_describe() => Ok(Verdict::Swallow),
+            tag::PARAMETER_DESCRIPTION => Ok(own),
             tag::READY_FOR_QUERY => {
                 let [status] = *body else { return Err(Violation::Malformed(header.tag).into()) };
                 let verdict = ledger.ready(status)?;
@@ -230,14 +233,21 @@ impl BoundServer {
                         statements.extend(ledger.placed());
                     }
                     heard.completed(body, state, &left);
+                    heard.alters |= may_change_results(body);
                 }
                 Ok(verdict)
+            }
+            tag::ROW_DESCRIPTION | tag::NO_DATA => {
+                // One that is longer than a buffer is not known, and never doubted.
+                if is_whole || header.tag == tag::NO_DATA {
+                    let row = (header.tag == tag::ROW_DESCRIPTION).then_some(body);
+                    heard.outdated.extend(ledger.described(|| Shape::of(row)));
+                }
+                Ok(ledger.answer(header.tag)?.0)
             }
             tag::PARSE_COMPLETE
             | tag::BIND_COMPLETE
             | tag::CLOSE_COMPLETE
-            | tag::ROW_DESCRIPTION
-            | tag::NO_DATA
             | tag::EMPTY_QUERY_RESPONSE
             | tag::PORTAL_SUSPENDED => Ok(ledger.answer(header.tag)?.0),
             tag::ERROR_RESPONSE => {
@@ -303,6 +313,11 @@ fn is_read(kind: u8) -> bool {
             | tag::NOTICE_RESPONSE
             | tag::NOTIFICATION_RESPONSE
     )
+}
+
+/// Whether a command with this tag may change the columns that a statement returns.
+fn may_change_results(command_tag: &[u8]) -> bool {
+    [&b"ALTER"[..], b"DROP", b"CREATE VIEW"].iter().any(|verb| command_tag.starts_with(verb))
 }
 
 enum Leaves {

@@ -42,8 +42,11 @@ pub enum Due {
     ParseAsIs,
     /// Bind: BindComplete. Of which shared statement, if it is of one.
     Bind(Option<u64>),
-    /// Describe: RowDescription or NoData. Of which shared statement, if it is of one.
-    Describe(Option<u64>),
+    /// Describe: RowDescription or NoData. The shared statement, if it is of one.
+    Describe(Option<Arc<Statement>>),
+    /// A Describe that the proxy added, to see whether a statement's result is still what clients were told: its answer
+    /// is swallowed. The generation of the schema in which it was sent.
+    Verify(Arc<Statement>, u64),
     /// Execute: CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Deallocated),
     /// Close of a portal: CloseComplete.

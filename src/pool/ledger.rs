@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::due::{Deallocated, Due, Said, Skipped, Special, Unnamed};
-use super::statement::Statement;
+use super::statement::{Shape, Statement};
 use crate::tenancy::text::Deallocates;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
@@ -270,7 +270,7 @@ impl Ledger {
             | Due::Ensure(_) => kind == tag::PARSE_COMPLETE,
             Due::Unnamed | Due::Aside => matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE),
             Due::Bind(_) => kind == tag::BIND_COMPLETE,
-            Due::Describe(_) => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
+            Due::Describe(_) | Due::Verify(..) => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
             Due::Execute(_) => {
                 matches!(kind, tag::COMMAND_COMPLETE | tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED)
             }
@@ -283,7 +283,7 @@ impl Ledger {
         self.has_settled_unnamed |= front.settles_unnamed();
         Ok(match self.pop() {
             Some(Due::Ensure(statement)) => (Verdict::Swallow, Some(statement)),
-            Some(Due::Unnamed | Due::Aside) => (Verdict::Swallow, None),
+            Some(Due::Unnamed | Due::Aside | Due::Verify(..)) => (Verdict::Swallow, None),
             Some(Due::Parse { statement, .. }) => (Verdict::Pass, Some(statement)),
             Some(Due::ParseUnnamed(text)) => {
                 self.unnamed = Some(text);
@@ -326,6 +326,36 @@ impl Ledger {
         self.due.front()?.deallocated().filter(|closed| closed.all || !closed.names.is_empty())
     }
 
+    /// Whether a statement's result is being looked at.
+    pub fn is_verifying(&self, id: u64) -> bool {
+        self.due.iter().any(|due| matches!(due, Due::Verify(statement, _) if statement.id == id))
+    }
+
+    /// Whether the next answer is to a Describe of the proxy's own.
+    pub fn is_own_describe(&self) -> bool {
+        matches!(self.due.front(), Some(Due::Verify(..)))
+    }
+
+    /// Whether the next answer tells of the result of a shared statement.
+    pub fn is_describing(&self) -> bool {
+        matches!(self.due.front(), Some(Due::Verify(..) | Due::Describe(Some(_))))
+    }
+
+    /// What RowDescription or NoData tells of the result of a shared statement. The statement, if clients were told of
+    /// another one.
+    pub fn described(&self, shape: impl FnOnce() -> Shape) -> Option<u64> {
+        match self.due.front()? {
+            Due::Describe(Some(statement)) => {
+                statement.learn(shape());
+                None
+            }
+            Due::Verify(statement, generation) => {
+                (!statement.verify(shape(), *generation)).then_some(statement.id)
+            }
+            _ => None,
+        }
+    }
+
     /// Statements that outstanding messages put on the server.
     pub fn placed(&self) -> impl Iterator<Item = u64> {
         self.due.iter().filter_map(Due::placed)
@@ -334,7 +364,8 @@ impl Ledger {
     /// The shared statement that the message now being answered is of.
     pub fn statement(&self) -> Option<u64> {
         match self.due.front() {
-            Some(Due::Bind(id) | Due::Describe(id)) => *id,
+            Some(Due::Bind(id)) => *id,
+            Some(Due::Describe(statement)) => Some(statement.as_ref()?.id),
             _ => None,
         }
     }

@@ -302,6 +302,11 @@ impl BoundServer {
         &mut self.core.ledger
     }
 
+    /// Whether the server has, or is about to have, this statement.
+    pub fn has(&self, statement: &Statement) -> bool {
+        self.core.statements.contains(&statement.id)
+    }
+
     /// Whether the server has, or is about to have, this statement; notes that it will.
     pub fn will_have(&mut self, statement: &Arc<Statement>) -> bool {
         !self.core.statements.insert(statement.id)

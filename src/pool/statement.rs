@@ -1,8 +1,9 @@
 //! Protocol-level prepared statements, shared by all clients of a pool: same text and types, same statement.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
@@ -26,6 +27,33 @@ pub struct Statement {
     pub effects: Effects,
     /// Its result has changed since it was prepared: whoever still holds it must prepare it anew.
     outdated: AtomicBool,
+    /// The result that its first Describe told of; a client may decode by it ever after.
+    shape: OnceLock<Shape>,
+    /// The generation of the schema in which this was found to hold.
+    verified: AtomicU64,
+}
+
+/// A hash of a result's columns: names, types and type modifiers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape(u64);
+
+impl Shape {
+    /// Reads the body of a RowDescription, or none for NoData.
+    pub fn of(row_description: Option<&[u8]>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        let columns = row_description.and_then(|body| body.split_at_checked(2));
+        let mut rest = columns.map_or(&[][..], |(_, columns)| columns);
+        while let Some((name, after)) = split_cstr(rest) {
+            name.hash(&mut hasher);
+            // Table and column number (6 bytes) may change without a change of the type, then 8 bytes of type, size and
+            // modifier, and the format.
+            let Some((column, after)) = after.split_at_checked(18) else { break };
+            column[6..16].hash(&mut hasher);
+            rest = after;
+        }
+        row_description.is_some().hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 impl Statement {
@@ -33,7 +61,31 @@ impl Statement {
     pub fn new(id: u64, text_and_types: &[u8]) -> Self {
         let text = split_cstr(text_and_types).map_or(text_and_types, |(text, _)| text);
         let effects = Effects::of(text, true);
-        Self { id, text_and_types: text_and_types.into(), effects, outdated: AtomicBool::new(false) }
+        Self {
+            id,
+            text_and_types: text_and_types.into(),
+            effects,
+            outdated: AtomicBool::new(false),
+            shape: OnceLock::new(),
+            verified: AtomicU64::new(0),
+        }
+    }
+
+    /// A Describe told a client of its result.
+    pub fn learn(&self, shape: Shape) {
+        // The first one stays: it is what clients were told.
+        let _ = self.shape.set(shape);
+    }
+
+    /// Its result was looked at in this generation of the schema. Whether it is still what clients were told.
+    pub fn verify(&self, shape: Shape, generation: u64) -> bool {
+        self.verified.fetch_max(generation, Ordering::Relaxed);
+        self.shape.get().is_none_or(|told| *told == shape)
+    }
+
+    /// Whether a client may have been told of a result that an earlier schema had.
+    pub fn is_doubtful(&self, generation: u64) -> bool {
+        self.verified.load(Ordering::Relaxed) < generation && self.shape.get().is_some()
     }
 
     /// Whether PostgreSQL has said that its result type changed.
@@ -50,6 +102,8 @@ impl Statement {
 /// Finds the statement for a text, or numbers a new one.
 pub struct Registry {
     shared: Mutex<Shared>,
+    /// Counts what may have changed the results of statements.
+    generation: AtomicU64,
 }
 
 struct Shared {
@@ -61,7 +115,8 @@ struct Shared {
 impl Default for Registry {
     fn default() -> Self {
         let capacity = NonZeroUsize::new(MAX_SHARED).unwrap_or(NonZeroUsize::MIN);
-        Self { shared: Mutex::new(Shared { by_text: LruCache::new(capacity), bytes: 0, last_id: 0 }) }
+        let shared = Shared { by_text: LruCache::new(capacity), bytes: 0, last_id: 0 };
+        Self { shared: Mutex::new(shared), generation: AtomicU64::new(0) }
     }
 }
 
@@ -74,6 +129,7 @@ impl Registry {
         }
         shared.last_id += 1;
         let statement = Arc::new(Statement::new(shared.last_id, text_and_types));
+        statement.verified.store(self.generation(), Ordering::Relaxed);
         shared.bytes += text_and_types.len();
         if let Some((forgotten, _)) = shared.by_text.push(text_and_types.into(), statement.clone()) {
             shared.bytes -= forgotten.len();
@@ -85,10 +141,21 @@ impl Registry {
         statement
     }
 
+    /// The generation of the schema, as far as it can be seen from here.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Something was altered or dropped: what servers are to prepare from now on may have another result than before.
+    pub fn schema_changed(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The result of a statement has another type now: on PostgreSQL, every session that prepared it is refused until it
     /// prepares it anew. So are its holders; who prepares the same text from now on gets a new statement.
     pub fn outdate(&self, statement: &Statement) {
         statement.outdated.store(true, Ordering::Relaxed);
+        self.schema_changed();
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let current = shared.by_text.peek(&statement.text_and_types);
         if current.is_some_and(|current| current.id == statement.id) {
@@ -119,6 +186,26 @@ mod tests {
         assert!(old.is_outdated() && !new.is_outdated() && old.id != new.id);
         registry.outdate(&old);
         assert_eq!(registry.intern(b"select *\0\0\0").id, new.id, "the new one stays");
+    }
+
+    #[test]
+    fn what_was_told_is_doubtful_after_a_change_until_it_is_looked_at_again() {
+        let registry = Registry::default();
+        let statement = registry.intern(b"select *\0\0\0");
+        let column = |name: &[u8], table: u8, kind: u8| {
+            [name, b"\0\0\0\0", &[table], b"\0\x01\0\0\0", &[kind], b"\0\x04\xff\xff\xff\xff\0\0"].concat()
+        };
+        let shape =
+            |name, table, kind| Shape::of(Some(&[b"\0\x01", &column(name, table, kind)[..]].concat()));
+        registry.schema_changed();
+        assert!(!statement.is_doubtful(registry.generation()), "nobody was told");
+        statement.learn(shape(b"a", 1, 23));
+        assert!(statement.is_doubtful(registry.generation()));
+        assert!(statement.verify(shape(b"a", 2, 23), registry.generation()), "another table, the same type");
+        assert!(!statement.is_doubtful(registry.generation()));
+        for other in [shape(b"a", 1, 25), shape(b"b", 1, 23), Shape::of(None), Shape::of(Some(b"\0\0"))] {
+            assert!(!statement.verify(other, registry.generation()));
+        }
     }
 
     #[test]

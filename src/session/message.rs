@@ -293,7 +293,7 @@ impl Message<'_> {
             return self.more(incoming);
         };
         let (portal, statement) = (portal.to_vec(), statement.to_vec());
-        if self.is_uncertain(&statement) {
+        if self.is_uncertain(&statement) || self.is_doubtful(&statement) {
             return Ok(Taken::NeedsMore);
         }
         if let Some(report) = self.foresee(&statement) {
@@ -351,11 +351,13 @@ impl Message<'_> {
             *self.server.unnamed_is_ours() = true; // it will be gone, which is what the client wants to find
             return self.stream(incoming, Some(Due::CloseUnnamed));
         }
-        let statement = self.statements.get(name);
-        if statement.is_some_and(|statement| statement.is_outdated()) {
+        if self.is_doubtful(name) {
+            return Ok(Taken::NeedsMore);
+        }
+        let statement = self.statements.get(name).cloned();
+        if statement.as_ref().is_some_and(|statement| statement.is_outdated()) {
             return Ok(self.refuse(&prepared::outdated()));
         }
-        let id = statement.map(|statement| statement.id);
         let server_name = self.ensure(name);
         let mut message = vec![self.header.tag];
         message.extend((4 + 1 + server_name.len() as u32 + 1).to_be_bytes());
@@ -363,7 +365,7 @@ impl Message<'_> {
         message.extend(server_name);
         message.push(0);
         self.server.carry(&message);
-        self.server.owe(Due::Describe(id));
+        self.server.owe(Due::Describe(statement));
         incoming.consume(self.header.frame());
         Ok(Taken::Done)
     }
@@ -380,6 +382,29 @@ impl Message<'_> {
         let ledger = self.server.ledger();
         ledger.is_uncertain(name)
             || self.statements.get(name).is_some_and(|known| ledger.is_placing(known.id))
+    }
+
+    /// Whether a statement's result may be another one than its client was told, because something was altered since. The
+    /// server is asked then, and what is sent next waits for the answer: once for a statement and a change.
+    fn is_doubtful(&mut self, name: &[u8]) -> bool {
+        let Some(statement) = self.statements.get(name) else { return false };
+        let generation = self.registry.generation();
+        if !statement.is_doubtful(generation) {
+            return false;
+        }
+        if self.server.ledger().is_verifying(statement.id) {
+            return true;
+        }
+        // What the server has, PostgreSQL watches itself.
+        if statement.is_outdated() || self.server.has(statement) {
+            return false;
+        }
+        let statement = statement.clone();
+        self.ensure(name);
+        speak::describe_statement(statement.server_name().as_bytes(), self.server.outgoing());
+        speak::flush(self.server.outgoing());
+        self.server.owe(Due::Verify(statement, generation));
+        true
     }
 
     /// The server's name for the client's statement, after making sure that the server has it.

@@ -253,6 +253,9 @@ impl<'a> Turn<'a> {
             self.client.reported.note(name.clone(), value.clone());
             self.changes.reported.push((name, value));
         }
+        if self.heard.alters {
+            self.pool.registry().schema_changed();
+        }
         for id in self.heard.outdated.drain(..) {
             if let Some(statement) = self.client.statements.numbered(id) {
                 self.pool.registry().outdate(statement);

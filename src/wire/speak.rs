@@ -121,6 +121,15 @@ pub fn describe_nothing(out: &mut BytesMut) {
     encode(&ext::Describe::new(tag::TARGET_STATEMENT, Some("?".to_owned())), out);
 }
 
+/// Describe of a statement.
+pub fn describe_statement(name: &[u8], out: &mut BytesMut) {
+    out.put_u8(tag::DESCRIBE);
+    out.put_i32((4 + 1 + name.len() + 1) as i32);
+    out.put_u8(tag::TARGET_STATEMENT);
+    out.put_slice(name);
+    out.put_u8(0);
+}
+
 /// Parse without parameter types.
 pub fn parse(name: &str, sql: &str, out: &mut BytesMut) {
     encode(&ext::Parse::new(Some(name.to_owned()), sql.to_owned(), Vec::new()), out);

@@ -335,3 +335,60 @@ async fn a_changed_result_type_is_told_to_every_holder_until_it_prepares_anew() 
     let answer = client.answer().await;
     assert_eq!((answer.error, answer.status), (None, b'T'));
 }
+
+/// The server that knew the old type is gone; whoever was told of it must hear all the same.
+#[tokio::test]
+async fn a_changed_result_type_is_seen_where_the_statement_is_prepared_again() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    database.admin().await.batch_execute("GRANT CREATE ON SCHEMA public TO plain").await.unwrap();
+    let mut owner = Raw::connect(&gate).await;
+    owner.sign_in("plain", "app", "plain-password").await;
+    assert_eq!(
+        owner.query("CREATE TABLE public.seen (a int); INSERT INTO seen VALUES (7)").await.error,
+        None
+    );
+    let describe = message(b'D', b"Ss\0");
+    let run = [bind("s"), execute(), sync()].concat();
+    let all = parse("s", "SELECT * FROM seen");
+    owner.send(&[all.clone(), describe.clone(), sync(), run.clone()].concat()).await;
+    assert_eq!(owner.answer().await.error, None);
+    assert_eq!(owner.answer().await.rows[0][0].as_deref(), Some("7"));
+    // Nothing changed for this statement: no error, and no other answers than PostgreSQL's.
+    for sql in ["ALTER TABLE seen SET (fillfactor = 90)", "ALTER TABLE seen ALTER a SET DEFAULT 1"] {
+        assert_eq!(owner.query(sql).await.error, None);
+        owner.send(&run).await;
+        assert_eq!(owner.kinds().await, "2DCZ", "{sql}");
+    }
+    for sql in
+        ["ALTER TABLE seen ALTER a TYPE text", "ALTER TABLE seen ADD b int", "ALTER TABLE seen RENAME a TO c"]
+    {
+        // In the client's own transaction, and behind it, where the server was cleaned.
+        assert_eq!(owner.query(sql).await.error, None);
+        for _ in 0..2 {
+            owner.send(&[run.clone(), describe.clone(), sync()].concat()).await;
+            for _ in 0..2 {
+                let (code, text) = owner.answer().await.error.unwrap();
+                assert_eq!(
+                    (code.as_str(), text.as_str()),
+                    ("0A000", "cached plan must not change result type")
+                );
+            }
+        }
+        owner.send(&[close("s"), all.clone(), describe.clone(), sync(), run.clone()].concat()).await;
+        assert_eq!(owner.answer().await.error, None, "{sql}");
+        assert_eq!(owner.answer().await.rows[0][0].as_deref(), Some("7"));
+    }
+    // Two clients of one statement, pipelined: one bind among others is found out.
+    let mut other = Raw::connect(&gate).await;
+    other.sign_in("plain", "app", "plain-password").await;
+    other.send(&[all, describe, sync(), parse("t", "SELECT 1"), sync()].concat()).await;
+    assert_eq!((other.answer().await.error, other.answer().await.error), (None, None));
+    assert_eq!(owner.query("ALTER TABLE seen ALTER c TYPE varchar").await.error, None);
+    other
+        .send(&[bind("t"), execute(), bind("s"), execute(), sync(), bind("t"), execute(), sync()].concat())
+        .await;
+    let answer = other.answer().await;
+    assert_eq!((answer.rows.len(), answer.error.unwrap().0.as_str()), (1, "0A000"));
+    assert_eq!(other.answer().await.rows[0][0].as_deref(), Some("1"));
+}
