@@ -44,6 +44,8 @@ pub struct Heard {
     pub seal_refused: bool,
     /// Shared statements whose result type has changed.
     pub outdated: Vec<u64>,
+    /// Shared statements that PostgreSQL can no longer make sense of: what they name was altered or dropped.
+    pub misread: Vec<u64>,
     /// The schema was changed in a way that may change the results of statements.
     pub alters: bool,
 }
@@ -61,6 +63,7 @@ impl Heard {
         self.skipped.clear();
         self.seal_refused = false;
         self.outdated.clear();
+        self.misread.clear();
         self.alters = false;
     }
 }
@@ -262,6 +265,9 @@ impl BoundServer {
                 if report.routine == CHANGED_RESULT {
                     state.is_dirty = true;
                     heard.outdated.extend(ledger.statement());
+                }
+                if report.code.starts_with("42") {
+                    heard.misread.extend(ledger.statement());
                 }
                 if report.code == "42501" && report.message == SEAL_REFUSED {
                     heard.seal_refused = true;

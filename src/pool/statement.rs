@@ -124,13 +124,18 @@ impl Registry {
     /// The shared statement for what follows the name in a client's Parse.
     pub fn intern(&self, text_and_types: &[u8]) -> Arc<Statement> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = shared.by_text.get(text_and_types) {
+        // PostgreSQL would read a text anew that was prepared before something was altered.
+        let generation = self.generation();
+        if let Some(statement) = shared.by_text.get(text_and_types)
+            && statement.verified.load(Ordering::Relaxed) >= generation
+        {
             return statement.clone();
         }
         shared.last_id += 1;
         let statement = Arc::new(Statement::new(shared.last_id, text_and_types));
-        statement.verified.store(self.generation(), Ordering::Relaxed);
+        statement.verified.store(generation, Ordering::Relaxed);
         shared.bytes += text_and_types.len();
+        // One that it takes the place of is given back too.
         if let Some((forgotten, _)) = shared.by_text.push(text_and_types.into(), statement.clone()) {
             shared.bytes -= forgotten.len();
         }
@@ -154,8 +159,14 @@ impl Registry {
     /// The result of a statement has another type now: on PostgreSQL, every session that prepared it is refused until it
     /// prepares it anew. So are its holders; who prepares the same text from now on gets a new statement.
     pub fn outdate(&self, statement: &Statement) {
-        statement.outdated.store(true, Ordering::Relaxed);
-        self.schema_changed();
+        if !statement.outdated.swap(true, Ordering::Relaxed) {
+            self.schema_changed();
+            self.forget(statement);
+        }
+    }
+
+    /// Who prepares the same text from now on gets a new statement: this one no longer means what its text does.
+    pub fn forget(&self, statement: &Statement) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let current = shared.by_text.peek(&statement.text_and_types);
         if current.is_some_and(|current| current.id == statement.id) {
@@ -206,6 +217,20 @@ mod tests {
         for other in [shape(b"a", 1, 25), shape(b"b", 1, 23), Shape::of(None), Shape::of(Some(b"\0\0"))] {
             assert!(!statement.verify(other, registry.generation()));
         }
+    }
+
+    #[test]
+    fn a_text_is_read_anew_after_a_change() {
+        let registry = Registry::default();
+        let old = registry.intern(b"select 1\0\0\0");
+        registry.schema_changed();
+        let new = registry.intern(b"select 1\0\0\0");
+        assert_ne!(old.id, new.id);
+        assert_eq!(registry.intern(b"select 1\0\0\0").id, new.id);
+        registry.forget(&old);
+        assert_eq!(registry.intern(b"select 1\0\0\0").id, new.id);
+        registry.forget(&new);
+        assert_ne!(registry.intern(b"select 1\0\0\0").id, new.id);
     }
 
     #[test]

@@ -256,11 +256,10 @@ impl<'a> Turn<'a> {
         if self.heard.alters {
             self.pool.registry().schema_changed();
         }
-        for id in self.heard.outdated.drain(..) {
-            if let Some(statement) = self.client.statements.numbered(id) {
-                self.pool.registry().outdate(statement);
-            }
-        }
+        let (registry, statements) = (self.pool.registry(), &self.client.statements);
+        let named = |id: u64| statements.numbered(id);
+        self.heard.outdated.drain(..).filter_map(named).for_each(|statement| registry.outdate(statement));
+        self.heard.misread.drain(..).filter_map(named).for_each(|statement| registry.forget(statement));
         self.changes.sets += self.heard.sets;
         self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {

@@ -392,3 +392,43 @@ async fn a_changed_result_type_is_seen_where_the_statement_is_prepared_again() {
     assert_eq!((answer.rows.len(), answer.error.unwrap().0.as_str()), (1, "0A000"));
     assert_eq!(other.answer().await.rows[0][0].as_deref(), Some("1"));
 }
+
+#[tokio::test]
+async fn a_text_is_read_anew_after_the_schema_changed() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let admin = database.admin().await;
+    admin.batch_execute("GRANT CREATE ON SCHEMA public TO plain").await.unwrap();
+    let mut client = Raw::connect(&gate).await;
+    client.sign_in("plain", "app", "plain-password").await;
+    let made = |kind: &str, value: &str| {
+        format!(
+            "DROP TABLE IF EXISTS anew; CREATE TABLE anew (v {kind}); INSERT INTO anew VALUES ({value}); \
+             GRANT ALL ON anew TO plain"
+        )
+    };
+    let text = "SELECT v FROM anew WHERE v IS DISTINCT FROM $1";
+    let null = message(b'B', b"\0s\0\0\0\0\x01\xff\xff\xff\xff\0\0");
+    let run = [parse("s", text), null, execute(), sync()].concat();
+    // Through the pool at once; past it, after one error.
+    for (kind, value, is_seen) in [("date", "now()", true), ("int", "7", true), ("text", "'x'", false)] {
+        if is_seen {
+            assert_eq!(
+                client.query(&made(kind, value).replace("; GRANT ALL ON anew TO plain", "")).await.error,
+                None
+            );
+        } else {
+            admin.batch_execute("DROP TABLE anew").await.unwrap();
+            admin.batch_execute(&made(kind, value)).await.unwrap();
+            client.send(&run).await;
+            assert!(client.answer().await.error.is_some_and(|(code, _)| code.starts_with("42")));
+            client.send(&[close("s"), sync()].concat()).await;
+            client.answer().await;
+        }
+        client.send(&run).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.error, answer.rows.len()), (None, 1), "{kind}");
+        client.send(&[close("s"), sync()].concat()).await;
+        client.answer().await;
+    }
+}
