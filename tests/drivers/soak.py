@@ -1,0 +1,1 @@
+"""All drivers at once, for long."""
