@@ -69,17 +69,17 @@ const batch = () => fresh(async (c) => {
     return [several.map((r) => [r.command, r.rowCount]), state, await value(c, "SELECT count(*) FROM items")];
 });
 
-// Queries of one client are queued and sent one by one, unless it is told otherwise.
+// Queries of one client are sent one by one, unless it is told otherwise.
 const pipeline = () => fresh(async (c) => {
     const all = Array.from({ length: 100 }, (_, n) => value(c, "SELECT $1::int AS n", [n]));
     return (await Promise.all(all)).reduce((a, b) => a + b);
-}, { pipelineMode: true });
+}, { pipeline: true });
 
 const pipeline_error = () => fresh(async (c) => {
     const inserted = (n) => stateOf(c.query("INSERT INTO items (id) VALUES ($1)", [n]));
     const states = await Promise.all([inserted(1), inserted(1), stateOf(c.query("SELECT 1/$1", [0])), inserted(2)]);
     return [states, await value(c, "SELECT count(*) FROM items")];
-}, { pipelineMode: true });
+}, { pipeline: true });
 
 const copy = () => fresh(async (c) => {
     await c.query("DELETE FROM own_loads");
