@@ -33,6 +33,8 @@ JDBC = "/usr/share/java/postgresql.jar"
 COMMANDS = {
     "psql": ["bash", HERE / "psql/cases.sh"],
     "psycopg 3": [*PYTHON, HERE / "python/psycopg3.py"],
+    # The implementation that uses the distribution's libpq, which may be older.
+    "psycopg 3, system libpq": ["env", "PSYCOPG_IMPL=python", *PYTHON, HERE / "python/psycopg3.py"],
     "asyncpg": [*PYTHON, HERE / "python/asyncpg_cases.py"],
     "SQLAlchemy": [*PYTHON, HERE / "python/sqlalchemy_cases.py"],
     "Django": [*PYTHON, HERE / "python/django_cases.py"],
@@ -59,7 +61,7 @@ class Outcomes:
 def main():
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    names = [n for n in COMMANDS if not options.only or n in options.only.split(",")]
+    names = [n for n in COMMANDS if not options.only or n in options.only.split(";")]
     absent = install(names, options.offline)
     present = [n for n in names if n not in absent]
     program = build(options.program)
@@ -80,7 +82,7 @@ def main():
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="drivers, separated by commas: " + ", ".join(COMMANDS))
+    parser.add_argument("--only", help="drivers, separated by semicolons: " + ", ".join(COMMANDS))
     parser.add_argument("--soak", type=seconds, metavar="10m", help="instead, all drivers at once for so long")
     parser.add_argument("--no-suites", action="store_true", help="without the drivers' own test suites")
     parser.add_argument("--suite", action="append", help="only this suite (and no cases)")

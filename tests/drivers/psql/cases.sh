@@ -68,11 +68,11 @@ batch() {
 copy() {
     run <<'SQL'
 DELETE FROM own_loads;
-COPY loads (id, body) FROM STDIN;
-1	one
-2	two
+COPY loads (id, body) FROM STDIN (DELIMITER ',');
+1,one
+2,two
 \.
-COPY loads (id, body) FROM STDIN;
+COPY loads (id, body) FROM STDIN (DELIMITER ',');
 rubbish
 \.
 COPY (SELECT id, body FROM own_loads ORDER BY id) TO STDOUT;

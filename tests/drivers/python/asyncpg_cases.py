@@ -46,6 +46,15 @@ async def prepared():
         return f"{total} {names[:3]} {again}"
 
 
+async def evicted():
+    """More than the connection keeps: what is thrown out is closed."""
+    c = await asyncpg.connect(statement_cache_size=20)
+    try:
+        return f"{sum([await c.fetchval(f'SELECT $1::int + {n % 60}', 1) for n in range(300)])}"
+    finally:
+        await c.close()
+
+
 async def transaction():
     async with fresh() as c:
         async with c.transaction():
@@ -223,5 +232,5 @@ async def token():
 
 asyncio.run(run_async(
     f"asyncpg {asyncpg.__version__}",
-    [connect, types, prepared, transaction, error, batch, copy, cursor, cancel, setting, notice, large, concurrent,
+    [connect, types, prepared, evicted, transaction, error, batch, copy, cursor, cancel, setting, notice, large, concurrent,
      session_state, listen, tenant, token]))

@@ -40,6 +40,13 @@ def prepared():
         return f"{total} {names[:3]} {again}"
 
 
+def evicted():
+    """More than the connection keeps: what is thrown out is closed, before libpq 17 by DEALLOCATE."""
+    with fresh(prepare_threshold=0) as c:
+        c.prepared_max = 20
+        return f"{sum(c.execute(f'SELECT %s::int + {n % 60}', (1,)).fetchone()[0] for n in range(300))}"
+
+
 def transaction():
     with fresh() as c:
         with c.transaction():
@@ -234,6 +241,6 @@ def token():
         return " ".join({TENANT: "own", OTHER: "other"}.get(owner, owner) for owner in seen)
 
 
-run(f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__})",
-    [connect, types, prepared, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel, setting, notice,
+run(f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}), libpq {psycopg.pq.version() // 10000}",
+    [connect, types, prepared, evicted, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel, setting, notice,
      large, concurrent, session_state, listen, tenant, token])
