@@ -55,7 +55,6 @@ class Outcomes:
 
     version: str = ""
     cases: dict = field(default_factory=dict)
-    rounds: int = 0
 
 
 def main():
@@ -71,7 +70,14 @@ def main():
         proxy = Proxy(program, postgres, "transaction")
         proxy.prepare()
         if options.soak:
-            return soak.run(proxy, present, options.soak, lambda *a, **k: start(proxy, *a, **k), read)
+            known = known_differences()
+            return soak.run(
+                proxy, present, options.soak,
+                start=lambda *a: start(proxy, *a),
+                outcomes=lambda process: parse(*read(process)).cases,
+                fields=fields,
+                expected=EXPECTED,
+                explain=lambda *a: reason_for(known, *a))
         return matrix(options, proxy, present, absent)
     finally:
         if proxy:
@@ -164,35 +170,45 @@ def start(proxy, name, column, number, until=None):
     if until:
         variables["CASES_UNTIL"] = str(until)
     return subprocess.Popen(COMMANDS[name], env=variables, cwd=proxy.folder, stdin=subprocess.DEVNULL, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def read(process, patience=PATIENCE):
-    """All that a driver's process prints; its outcomes may be fewer if it hung or crashed."""
+    """All that a driver's process prints, and how it ended if not well."""
     try:
-        out, err = process.communicate(timeout=patience)
-        end = "" if process.returncode == 0 else f"exit status {process.returncode}: {err.strip()[-300:]}"
+        out, _ = process.communicate(timeout=patience)
+        end = f"exit status {process.returncode}" if process.returncode else ""
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
+        out, _ = process.communicate()
         end = f"hung for {patience} s"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    return out, " ".join(end.split())
+    return out, end
 
 
 def parse(out, end):
-    outcomes = Outcomes()
+    outcomes, rest = Outcomes(), []
     for line in out.splitlines():
-        case, took, outcome = line.split("\t", 2)
-        if case == "version":
+        case, took, outcome = fields(line)
+        if case is None:
+            rest.append(line)
+        elif case == "version":
             outcomes.version = outcome
         else:
-            outcomes.cases[case] = (float(took), outcome)
+            outcomes.cases[case] = (took, outcome)
     if end:
-        outcomes.cases["(end)"] = (0.0, end)
+        outcomes.cases["(end)"] = (0.0, " ".join([end, *" ".join(rest[-5:]).split()])[:400])
     return outcomes
+
+
+def fields(line):
+    """Name, seconds and outcome of a line that a case printed; of another (warnings, a trace) only its text."""
+    parts = line.rstrip("\n").split("\t", 2)
+    if len(parts) < 3 or not re.fullmatch(r"[\d.]+", parts[1]):
+        return None, 0.0, line.strip()
+    return parts[0], float(parts[1]), parts[2]
 
 
 def known_differences():

@@ -93,8 +93,17 @@ COMMIT;
 SQL
 }
 
+# SIGINT once the server is at work.
 cancel() {
-    timeout -s INT 0.5 "$psql" -XAtq -v VERBOSITY=sqlstate -c 'SELECT pg_sleep(20)' 2>&1 | tr '\n' ' '
+    local text="SELECT pg_sleep(20) /* $PGAPPNAME */" said tries=0
+    said=$(mktemp)
+    "$psql" -XAtq -v VERBOSITY=sqlstate -c "$text" >"$said" 2>&1 &
+    until [ "$(run -c "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = '$text'")" = "1 " ] ||
+        [ $((tries += 1)) -gt 100 ]; do sleep 0.1; done
+    kill -INT $!
+    wait $!
+    tr '\n' ' ' <"$said"
+    rm -f "$said"
     run -c 'SELECT 1'
 }
 

@@ -130,7 +130,9 @@ async fn pipeline() -> Outcome {
 
 async fn pipeline_error() -> Outcome {
     let c = fresh().await?;
+    // In this order: without `biased` another may be sent first.
     let (first, again, wrong, second) = tokio::join!(
+        biased;
         c.execute("INSERT INTO items (id) VALUES ($1)", &[&1]),
         c.execute("INSERT INTO items (id) VALUES ($1)", &[&1]),
         c.execute("SELECT nowhere", &[]),
