@@ -14,6 +14,7 @@ use crate::pool::answers::{Broken, Heard};
 use crate::pool::ledger::{Skipped, TransactionOver};
 use crate::pool::server::BoundServer;
 use crate::wire::report::{Report, Sqlstate};
+use crate::wire::speak;
 
 /// A turn in progress.
 pub struct Turn<'a> {
@@ -23,6 +24,8 @@ pub struct Turn<'a> {
     heard: Heard,
     changes: Changes,
     told_fatal: bool,
+    /// The client's Terminate went on to the server, which closes once it is through with what came before.
+    told_terminate: bool,
     clock: Clock,
 }
 
@@ -86,6 +89,7 @@ impl<'a> Turn<'a> {
             heard: Heard::default(),
             changes: Changes::default(),
             told_fatal: false,
+            told_terminate: false,
             clock,
         }
     }
@@ -114,6 +118,7 @@ impl<'a> Turn<'a> {
                 Event::ClientGone => {
                     return End::Abandoned { still_runs: self.server.ledger().is_waiting() };
                 }
+                Event::ServerGone if self.told_terminate => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
                 Event::ServerGone => return End::Failed(self.server_gone()),
             }
@@ -125,6 +130,12 @@ impl<'a> Turn<'a> {
         let client = &mut *self.client;
         let registry = self.pool.registry();
         client.requests.carry(&mut client.incoming, &mut self.server, &mut client.statements, registry)?;
+        // Answers may be due that would never come: of a COPY without its end, or a batch without its Sync. Only
+        // PostgreSQL knows; told in its place, it does for this client what it does for every one that leaves.
+        if client.requests.is_terminated() && self.server.ledger().is_waiting() && !self.told_terminate {
+            speak::terminate(self.server.outgoing());
+            self.told_terminate = true;
+        }
         self.server.say(&mut client.outgoing);
         Ok(())
     }
@@ -132,14 +143,15 @@ impl<'a> Turn<'a> {
     /// Whether the turn is over: nothing outstanding, and the client between messages.
     fn ended(&mut self) -> Option<End> {
         let requests = &self.client.requests;
-        if requests.is_terminated() && !self.server.ledger().is_waiting() {
+        // A server that was told to terminate is nobody's next.
+        if requests.is_terminated() && !self.told_terminate && !self.server.ledger().is_waiting() {
             return Some(match self.server.ledger().over() {
                 Some(over) => self.over(over),
                 // It left inside a transaction: closing the server rolls it back.
                 None => End::Abandoned { still_runs: false },
             });
         }
-        if !requests.is_between_messages() {
+        if !requests.is_between_messages() || self.told_terminate {
             return None;
         }
         let over = self.server.ledger().over()?;

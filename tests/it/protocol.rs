@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 
-use crate::harness::client::{Raw, connect, message, startup, value};
+use crate::harness::client::{Raw, bind, connect, execute, message, parse, startup, sync, value};
 use crate::harness::gate::Gate;
 use crate::harness::org;
 use crate::harness::postgres;
@@ -174,6 +174,28 @@ async fn pipelined_queries_are_answered_in_order() {
     assert_eq!(raw.answer().await.tags, [format!("UPDATE {}", postgres::ROWS_PER_ORGANIZATION)]);
     raw.expect_close().await;
     still_serves(&gate).await;
+}
+
+#[tokio::test]
+async fn who_leaves_in_a_copy_or_a_batch_leaves_no_server_behind() {
+    let (gate, database) = gate().await;
+    let batch = |sql| [parse("", sql), bind(""), execute()].concat();
+    for unfinished in [
+        message(b'Q', b"COPY notes FROM STDIN\0"),
+        [message(b'Q', b"COPY notes FROM STDIN\0"), message(b'd', b"1\tx\n")].concat(),
+        [batch("COPY notes FROM STDIN"), sync()].concat(),
+        [message(b'Q', b"BEGIN\0"), batch("COPY notes FROM STDIN")].concat(),
+        batch("INSERT INTO notes VALUES (1, 'x')"),
+        parse("named", "SELECT 1"),
+    ] {
+        let mut raw = signed_in(&gate).await;
+        raw.send(&[unfinished, message(b'X', b"")].concat()).await;
+        raw.expect_close().await;
+        // The pool has one server: whoever kept it would keep it from us.
+        still_serves(&gate).await;
+    }
+    let left = database.admin().await.query("SELECT FROM notes WHERE body = 'x'", &[]).await.unwrap();
+    assert_eq!(left.len(), 0, "what was not finished is rolled back, as on PostgreSQL itself");
 }
 
 #[tokio::test]
