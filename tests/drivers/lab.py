@@ -122,7 +122,7 @@ class Proxy:
         self.folder = Path(tempfile.mkdtemp(prefix="pgtenant-drivers-"))
         self.port, self.http = free_port(), free_port()
         self.config = self.folder / "pgtenant.toml"
-        self.passwords = {"service": secrets.token_hex(16), "app": secrets.token_hex(16)}
+        self.passwords = {"service": secrets.token_hex(16), "app": secrets.token_hex(16), "suite": "suite"}
         seal_key = base64.b64encode(secrets.token_bytes(32)).decode()
         for name, text in {**self.passwords, "seal": seal_key}.items():
             (self.folder / name).write_text(text)
@@ -132,7 +132,7 @@ class Proxy:
 
     def write(self, pool_mode):
         databases = "\n".join(
-            f'[databases.{name}]\nserver = "main"\npool_mode = "{pool_mode}"\npool.size = 20' for name in DATABASES)
+            f'[databases.{name}]\nserver = "main"\npool_mode = "{pool_mode}"\npool.size = 20' for name in SERVED)
         self.config.write_text(f"""
 [listen]
 tcp = ["127.0.0.1:{self.port}"]
@@ -151,6 +151,11 @@ sign_in = ["scram"]
 password = {{ file = "service" }}
 tenancy = "none"
 server_password = {{ file = "service" }}
+[roles.suite]
+sign_in = ["scram"]
+password = {{ file = "suite" }}
+tenancy = "none"
+server_password = {{ file = "suite" }}
 [[jwt.issuers]]
 issuer = "{ISSUER}"
 audience = ["pgtenant"]
@@ -173,9 +178,11 @@ seal_key = {{ file = "seal" }}
     def prepare(self):
         """Roles, databases, the SQL interface and the table, once for each cluster."""
         for role, password in self.passwords.items():
-            self.postgres.sql("postgres", f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD '{password}'")
+            # The drivers' own suites make roles, extensions and types.
+            kind = "SUPERUSER" if role == "suite" else "NOSUPERUSER"
+            self.postgres.sql("postgres", f"CREATE ROLE {role} LOGIN {kind} PASSWORD '{password}'")
         for name in DATABASES:
-            self.postgres.sql("postgres", f"CREATE DATABASE {name} OWNER service")
+            self.postgres.sql("postgres", f"CREATE DATABASE {name} OWNER suite")
         self.run("install", "--config", self.config, "--database", self.postgres.url("cases"), "--role", "app")
         self.postgres.sql("cases", SCHEMA)
 
@@ -229,7 +236,9 @@ seal_key = {{ file = "seal" }}
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-DATABASES = ("cases", "suite")
+DATABASES = ("cases", "suite", "suite_other")
+# Served as well: suites make databases and roles by way of it.
+SERVED = (*DATABASES, "postgres")
 
 
 def wait_until(what, is_so, seconds):
