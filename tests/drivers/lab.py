@@ -82,7 +82,8 @@ class Postgres:
             (self.home / name).write_text(text)
         account = {}
         if os.getuid() == 0:
-            user = next(u for u in pwd.getpwall() if u.pw_name == "postgres" or u.pw_name == "nobody")
+            users = {user.pw_name: user for user in pwd.getpwall()}
+            user = users.get("postgres") or users["nobody"]
             account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             for path in (self.home, *self.home.iterdir()):
                 os.chown(path, user.pw_uid, user.pw_gid)

@@ -245,10 +245,11 @@ def matrix(options, proxy, present, absent):
         if not options.no_suites:
             suites.run(proxy, mode, CACHE, own, options.suite)
         proxy.stop()
-    token = token_is_built.__doc__ and bool(_token_is_built and _token_is_built[0])
+    token = any(_token_is_built)
     verdict = report.judge(results, own, known, EXPECTED, reason_for)
     text = report.write(results, own, verdict, absent, missing, token, proxy.postgres, POOL_MODES, SIGN_INS)
-    out = options.out or (HERE / "RESULTS.md" if not options.only and not options.suite and not options.no_suites else None)
+    is_full = not (options.only or options.suite or options.no_suites)
+    out = options.out or (HERE / "RESULTS.md" if is_full else None)
     if out:
         out.write_text(text)
     print(text if not out else f"written: {out}")

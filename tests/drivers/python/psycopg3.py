@@ -1,13 +1,11 @@
 """psycopg 3: cases."""
 
-import os
 import threading
-import time
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from cases import APP, OTHER, ROWS, TENANT, TOKEN, run, sqlstate
+from cases import APP, OTHER, ROWS, TENANT, TOKEN, run
 
 
 def fresh(**options):
