@@ -1,6 +1,8 @@
 """What differs, and the results as text."""
 
 import platform
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 OK, NOT_BUILT, NONE = "ok", "not built", "–"
@@ -48,13 +50,16 @@ def judge(results, own, known, fixed, reason_for):
                 verdict.note((driver, column, case), outcome, expected, reason)
     for suite, columns in own.items():
         direct = columns["direct"].tests
+        if "passed" not in direct.values():
+            verdict.failures.append(f"{suite}'s suite, direct: no test passed")
         for column, outcomes in columns.items():
             if column == "direct":
                 continue
+            verdict.passed += sum(outcomes.tests.get(test) == "passed" == outcome for test, outcome in direct.items())
             for test in {**direct, **outcomes.tests}:
                 outcome, expected = outcomes.tests.get(test, "no answer"), direct.get(test, "not run")
                 # A test that PostgreSQL itself fails here says nothing about the proxy.
-                if expected == outcome or expected not in ("passed",):
+                if expected == outcome or expected != "passed":
                     continue
                 detail = f"{outcome} {outcomes.details.get(test, '')}"
                 reason = reason_for(known, suite, column, test, detail)
@@ -134,7 +139,10 @@ def suites_text(own, verdict):
             if cells:
                 listed += ["", f"{suite}, {column}:", ""]
             for word, tests in by_word.items():
-                listed += [f"- {word}: " + ", ".join(f"`{test}`" for test in tests)]
+                # Without parameters, of which some have hundreds.
+                counts = Counter(re.sub(r"\[.*\]$|/.*", "", test) for test in tests)
+                names = (f"`{test}`" + (f" × {count}" if count > 1 else "") for test, count in counts.items())
+                listed += [f"- {word}: " + ", ".join(names)]
     return [*lines, *listed, ""]
 
 
