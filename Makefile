@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test drivers soak lint bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,14 @@ test: ## all tests, against every PostgreSQL version there is
 	@deploy/prerequisites.sh psql
 	@tests/postgres-versions.sh
 	cargo test --locked
+
+drivers: ## real drivers and their own test suites, directly and through the proxy (ARGS="--only 'asyncpg;pgx'")
+	@deploy/prerequisites.sh psql
+	tests/drivers/run.py $(ARGS)
+
+soak: ## those drivers all at once for ten minutes: memory, servers and errors of the proxy (ARGS="--soak 1m")
+	@deploy/prerequisites.sh psql
+	tests/drivers/run.py --soak 10m $(ARGS)
 
 lint: ## format, clippy; cargo-deny and shellcheck where they are installed
 	cargo fmt --check
