@@ -276,7 +276,6 @@ impl BoundServer {
                 heard.errors.push(report.code);
                 let verdict = ledger.error(&mut heard.skipped);
                 state.lose_unnamed(ledger);
-                state.is_doomed |= ledger.has_strays();
                 Ok(verdict)
             }
             tag::PARAMETER_STATUS => {

@@ -386,6 +386,11 @@ impl Ledger {
         self.has_lost_unnamed
     }
 
+    /// Everything that could come has come.
+    pub fn has_settled(&mut self) {
+        self.strays = 0;
+    }
+
     /// Whether more ReadyForQuery may come than are due: the server must not serve anyone else.
     pub fn has_strays(&self) -> bool {
         self.strays > 0

@@ -120,6 +120,18 @@ impl Core {
         }
     }
 
+    /// Waits for what comes back behind everything that was outstanding.
+    async fn prove(&mut self, nonce: &str) -> Result<(), Unclean> {
+        let mut is_proven = false;
+        let acknowledged = self.acknowledge_in_time(|kind, body| {
+            is_proven |= kind == tag::DATA_ROW && body.ends_with(nonce.as_bytes());
+            is_proven && kind == tag::READY_FOR_QUERY
+        });
+        acknowledged.await?;
+        self.ledger.has_settled();
+        Ok(())
+    }
+
     /// Whether an idle server said something or closed: notices are dropped, anything else ends it.
     fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
@@ -262,7 +274,7 @@ impl BoundServer {
         self.state.is_dirty = true;
     }
 
-    /// Whether it must be closed: a refused seal, or answers that may come from nowhere.
+    /// Whether it must be closed: a refused seal, a FATAL error.
     pub fn is_doomed(&self) -> bool {
         self.state.is_doomed
     }
@@ -285,6 +297,20 @@ impl BoundServer {
         }
         self.state.has_reset = false;
         self.lapse = sealed.map(|(sealed, _)| sealed.lapse());
+    }
+
+    /// After a COPY that failed, more answers may come than are due. Waits until they have, for the client that keeps
+    /// the server.
+    ///
+    /// # Errors
+    /// It did not answer and must be closed.
+    pub async fn settle(&mut self, _over: &TransactionOver) -> Result<(), Unclean> {
+        if self.core.ledger.has_strays() {
+            let nonce = nonce()?;
+            statements::probe(&nonce, &mut self.core.outgoing);
+            self.core.prove(&nonce).await?;
+        }
+        Ok(())
     }
 
     /// The server process, which the seal is bound to.
@@ -379,7 +405,7 @@ impl BoundServer {
     pub fn release(self, _over: TransactionOver) -> Option<UsedServer> {
         let clean_exit =
             self.state.run == 0 && self.core.incoming.is_empty() && self.core.outgoing.is_empty();
-        if self.state.is_doomed || !clean_exit {
+        if self.state.is_doomed || self.core.ledger.has_strays() || !clean_exit {
             return None;
         }
         let is_dirty =
@@ -425,29 +451,31 @@ impl UsedServer {
     /// # Errors
     /// It could not be shown clean, and is closed.
     pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
-        let mut random = [0; 20];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
-        let [a, b, c, d, nonce @ ..] = random;
+        let [a, b, c, d] = random()?;
         // Between -1 and 1: the next client cannot foretell `random()`.
         let seed = f64::from(i32::from_be_bytes([a, b, c, d])) / f64::from(i32::MAX) * 0.999_999;
-        let nonce = format!("{:032x}", u128::from_be_bytes(nonce));
+        let nonce = nonce()?;
         statements::clean(seed, &nonce, &mut self.core.outgoing);
         self.core.statements.clear();
-        let mut is_proven = false;
-        let acknowledged = self.core.acknowledge_in_time(|kind, body| {
-            is_proven |= kind == tag::DATA_ROW && body.ends_with(nonce.as_bytes());
-            is_proven && kind == tag::READY_FOR_QUERY
-        });
-        acknowledged.await?;
+        self.core.prove(&nonce).await?;
         Ok(CleanServer(self.core))
     }
 }
 
+fn random<const N: usize>() -> Result<[u8; N], Unclean> {
+    let mut random = [0; N];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
+    Ok(random)
+}
+
+/// What nobody can know before.
+fn nonce() -> Result<String, Unclean> {
+    Ok(format!("{:032x}", u128::from_be_bytes(random()?)))
+}
+
 /// A tenth of the age, at most, is taken off at random: servers that were opened together are not closed together.
 fn spread(age: Duration) -> Result<Duration, Unclean> {
-    let mut random = [0; 2];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
-    let share = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
+    let share = f64::from(u16::from_be_bytes(random()?)) / f64::from(u16::MAX);
     Ok(age.mul_f64(1.0 - 0.1 * share))
 }
 

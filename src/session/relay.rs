@@ -283,6 +283,10 @@ impl Relay {
         if server.is_doomed() {
             return None;
         }
+        if let Err(unclean) = server.settle(over).await {
+            tracing::warn!(reason = %unclean, "a session's server could not be followed; it is closed");
+            return None;
+        }
         if !changes.resets || self.own_settings.is_empty() {
             return Some(server);
         }

@@ -105,6 +105,15 @@ fn set(statement: &str, settings: &Settings, out: &mut BytesMut) {
     speak::bind_and_execute(statement, &parameters, out);
 }
 
+/// Has `nonce` come back, behind everything that is outstanding; the unnamed statement stays the client's.
+pub fn probe(nonce: &str, out: &mut BytesMut) {
+    speak::close_statement(INQUIRY.as_bytes(), out);
+    speak::parse(INQUIRY, "SELECT $1::pg_catalog.text", out);
+    speak::bind_and_execute(INQUIRY, &[nonce.as_bytes()], out);
+    speak::close_statement(INQUIRY.as_bytes(), out);
+    speak::sync(out);
+}
+
 /// Asks which settings were changed in the session and hold on. Names and values come as hexadecimal UTF-8, whatever the
 /// client's encoding; every name is qualified, the operators too, because the client's `search_path` is in force.
 pub fn inquire(names: &BTreeSet<String>, out: &mut BytesMut) {

@@ -125,6 +125,23 @@ async fn a_reset_does_not_cost_a_session_its_context_or_its_own_settings() {
 }
 
 #[tokio::test]
+async fn a_session_outlives_a_copy_that_failed() {
+    let database = postgres::shared().database().await;
+    let gate = gate(&database, "session", 1).await;
+    let mut client = raw(&gate, 1).await;
+    client.query("CREATE TEMP TABLE mine (a int)").await;
+    let data = message(b'd', b"rubbish\n");
+    let copy = [parse("", "COPY mine FROM STDIN"), bind(""), execute(), sync()].concat();
+    for (end, code) in [(message(b'c', b""), "22P02"), (message(b'f', b"no\0"), "57014")] {
+        // The first Sync is the COPY's to ignore, as drivers send it.
+        client.send(&[copy.clone(), data.clone(), end, sync()].concat()).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.error.unwrap().0.as_str(), answer.status), (code, b'I'));
+        assert_eq!(client.query("SELECT count(*) FROM mine").await.rows[0][0].as_deref(), Some("0"));
+    }
+}
+
+#[tokio::test]
 async fn a_sessions_seal_is_renewed_whatever_the_client_did_to_it() {
     let database = postgres::shared().database().await;
     let gate = Gate::with(&database)
