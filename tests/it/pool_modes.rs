@@ -132,11 +132,11 @@ async fn a_session_outlives_a_copy_that_failed() {
     client.query("CREATE TEMP TABLE mine (a int)").await;
     let data = message(b'd', b"rubbish\n");
     let copy = [parse("", "COPY mine FROM STDIN"), bind(""), execute(), sync()].concat();
-    for (end, code) in [(message(b'c', b""), "22P02"), (message(b'f', b"no\0"), "57014")] {
+    for end in [message(b'c', b""), message(b'f', b"no\0")] {
         // The first Sync is the COPY's to ignore, as drivers send it.
         client.send(&[copy.clone(), data.clone(), end, sync()].concat()).await;
         let answer = client.answer().await;
-        assert_eq!((answer.error.unwrap().0.as_str(), answer.status), (code, b'I'));
+        assert_eq!((answer.error.unwrap().0.as_str(), answer.status), ("22P02", b'I'));
         assert_eq!(client.query("SELECT count(*) FROM mine").await.rows[0][0].as_deref(), Some("0"));
     }
 }
