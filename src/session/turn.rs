@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::client::Client;
+use super::permitted::HIGH_WATER;
 use crate::observe::metrics::QueryTimes;
 use crate::pool::Pool;
 use crate::pool::answers::{Broken, Heard};
@@ -57,7 +58,7 @@ pub enum End {
 
 /// What woke the turn.
 enum Event {
-    /// The client sent bytes.
+    /// The client sent bytes, or there is room again for those that it sent.
     Client,
     /// The server sent bytes.
     Server,
@@ -169,8 +170,13 @@ impl<'a> Turn<'a> {
 
     /// Moves what can be moved and tells what arrived. Towards the client comes first: its next query waits for it.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let was_full = self.server.outgoing().len() >= HIGH_WATER;
         if self.server.poll_send(cx).and_ready(|sent| sent.is_err()) {
             return Poll::Ready(Event::ServerGone);
+        }
+        // What waits for room may be all that the client has to say: nobody else would wake it.
+        if was_full && self.server.outgoing().len() < HIGH_WATER {
+            return Poll::Ready(Event::Client);
         }
         match self.poll_send_client(cx) {
             Poll::Ready(Ok(())) => {

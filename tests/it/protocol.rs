@@ -177,6 +177,19 @@ async fn pipelined_queries_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn what_stands_behind_a_long_statement_is_sent() {
+    let (gate, _database) = gate().await;
+    let mut raw = signed_in(&gate).await;
+    for length in [60_000, 70_000, 100_000, 1_000_000] {
+        let text = format!("SELECT length('{}')", "x".repeat(length));
+        let name = format!("s{length}");
+        raw.send(&[parse(&name, &text), bind(&name), execute(), sync()].concat()).await;
+        let answer = tokio::time::timeout(Duration::from_secs(10), raw.answer()).await;
+        assert_eq!(answer.expect("an answer").rows, [[Some(length.to_string())]]);
+    }
+}
+
+#[tokio::test]
 async fn who_leaves_in_a_copy_or_a_batch_leaves_no_server_behind() {
     let (gate, database) = gate().await;
     let batch = |sql| [parse("", sql), bind(""), execute()].concat();
