@@ -111,7 +111,8 @@ def write(results, own, verdict, absent, missing, token, postgres, modes, sign_i
     lines += [f"{n}. {reason}" for n, reason in enumerate(verdict.reasons, 1)]
     if verdict.failures:
         lines += ["", "## Unexplained differences", "", *(f"- {line}" for line in verdict.failures)]
-    return "\n".join(lines).rstrip() + "\n"
+    # Of a path in somebody's traceback the last part says enough, on every machine.
+    return re.sub(r"(?<![\w.})$-])/(?:[\w.@+-]+/)+", "…/", "\n".join(lines).rstrip()) + "\n"
 
 
 def suites_text(own, verdict):
