@@ -69,6 +69,32 @@ impl Heard {
 }
 
 impl Heard {
+    /// An error of the client's: what it means for the server, and for the shared statement that it is of.
+    fn failed(
+        &mut self,
+        report: ServerReport,
+        is_fatal: bool,
+        statement: Option<u64>,
+        state: &mut LeaseState,
+    ) {
+        self.fatal |= is_fatal;
+        state.is_doomed |= is_fatal;
+        // A statement that the server lost (DEALLOCATE inside a function).
+        state.is_dirty |= report.code == "26000";
+        if report.routine == CHANGED_RESULT {
+            state.is_dirty = true;
+            self.outdated.extend(statement);
+        }
+        if report.code.starts_with("42") {
+            self.misread.extend(statement);
+        }
+        if report.code == "42501" && report.message == SEAL_REFUSED {
+            self.seal_refused = true;
+            state.is_doomed = true;
+        }
+        self.errors.push(report.code);
+    }
+
     /// A command of the client's is complete: what of it outlives its transaction.
     fn completed(&mut self, command_tag: &[u8], state: &mut LeaseState, left: &Leaves) {
         let resets = command_tag.starts_with(b"RESET") || command_tag.starts_with(b"DISCARD ALL");
@@ -235,6 +261,7 @@ impl BoundServer {
                         statements.clear();
                         statements.extend(ledger.placed());
                     }
+                    ledger.copied(body);
                     heard.completed(body, state, &left);
                     heard.alters |= may_change_results(body);
                 }
@@ -258,22 +285,11 @@ impl BoundServer {
                 if ledger.is_binding() {
                     return Err(Broken::Binding(report));
                 }
-                heard.fatal |= matches!(report.severity.as_str(), "FATAL" | "PANIC");
-                state.is_doomed |= heard.fatal;
-                // A statement that the server lost (DEALLOCATE inside a function).
-                state.is_dirty |= report.code == "26000";
-                if report.routine == CHANGED_RESULT {
-                    state.is_dirty = true;
-                    heard.outdated.extend(ledger.statement());
+                let is_fatal = matches!(report.severity.as_str(), "FATAL" | "PANIC");
+                if !is_fatal && !ledger.may_fail() {
+                    return Err(Violation::Unexpected(header.tag).into());
                 }
-                if report.code.starts_with("42") {
-                    heard.misread.extend(ledger.statement());
-                }
-                if report.code == "42501" && report.message == SEAL_REFUSED {
-                    heard.seal_refused = true;
-                    state.is_doomed = true;
-                }
-                heard.errors.push(report.code);
+                heard.failed(report, is_fatal, ledger.statement(), state);
                 let verdict = ledger.error(&mut heard.skipped);
                 state.lose_unnamed(ledger);
                 Ok(verdict)
@@ -348,7 +364,7 @@ fn leaves_behind(command_tag: &[u8]) -> Leaves {
             Leaves::Nothing
         }
         b"SET" => Leaves::Setting,
-        b"DISCARD" | b"DEALLOCATE" => Leaves::NoStatements,
+        b"DISCARD" | b"DEALLOCATE" if command_tag.ends_with(b" ALL") => Leaves::NoStatements,
         _ => Leaves::Something,
     }
 }

@@ -109,6 +109,11 @@ impl Due {
     pub(super) fn text_length(&self) -> usize {
         match self {
             Due::ParseUnnamed(Some(text)) => text.len(),
+            Due::Parse { statement, .. }
+            | Due::Ensure(statement)
+            | Due::Said(Said::CloseComplete { closed: Some((_, statement)) }) => {
+                statement.text_and_types.len()
+            }
             _ => 0,
         }
     }

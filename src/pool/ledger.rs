@@ -53,8 +53,10 @@ pub struct Ledger {
     has_settled_unnamed: bool,
     /// The last error skipped a message that was to settle it.
     has_lost_unnamed: bool,
-    /// The server waits for copy data.
+    /// The server waits for copy data, and the end of it was not sent.
     is_copying: bool,
+    /// The server has begun to read a COPY.
+    has_copied: bool,
     /// Syncs that the COPY now running swallows, if it comes to read them.
     swallowed: usize,
     /// Answers to such Syncs that may come after all, because the COPY failed before it read them.
@@ -75,6 +77,7 @@ impl Default for Ledger {
             has_settled_unnamed: false,
             has_lost_unnamed: false,
             is_copying: false,
+            has_copied: false,
             swallowed: 0,
             strays: 0,
         }
@@ -84,6 +87,11 @@ impl Default for Ledger {
 impl Ledger {
     /// A message left for the server.
     pub fn push(&mut self, due: Due) {
+        if self.is_copying && matches!(due, Due::Sync) {
+            // The COPY ignores it.
+            self.swallowed += 1;
+            return;
+        }
         self.open_batch |= due.opens_batch();
         self.is_copying &= !matches!(due, Due::CopyEnd);
         self.has_executed |= matches!(due, Due::Query(_) | Due::Execute(_));
@@ -184,6 +192,20 @@ impl Ledger {
         !self.due.is_empty()
     }
 
+    /// Whether an error may come: something is outstanding, or a batch is open.
+    pub fn may_fail(&self) -> bool {
+        self.is_waiting() || self.open_batch
+    }
+
+    /// A command of the client's is complete; of a COPY from it, the end was read.
+    pub fn copied(&mut self, command_tag: &[u8]) {
+        let is_copy = self.has_copied && command_tag.starts_with(b"COPY");
+        if is_copy && matches!(self.due.get(1), Some(Due::CopyEnd)) {
+            self.due.remove(1);
+        }
+        self.has_copied &= !is_copy;
+    }
+
     /// Whether the server will not come to rest by itself: it waits for the end of a COPY, or for a Sync.
     pub fn awaits_client(&self) -> bool {
         let last = self.due.iter().rev().find(|due| !matches!(due, Due::CopyEnd));
@@ -245,7 +267,7 @@ impl Ledger {
         self.open_batch = self.due.iter().any(Due::opens_batch);
         self.has_executed = self.due.iter().any(|due| matches!(due, Due::Query(_) | Due::Execute(_)));
         self.swallowed = 0;
-        self.is_copying = false;
+        (self.is_copying, self.has_copied) = (false, false);
         Ok(verdict)
     }
 
@@ -403,6 +425,7 @@ impl Ledger {
             return Verdict::Swallow;
         }
         self.strays += std::mem::take(&mut self.swallowed);
+        (self.is_copying, self.has_copied) = (false, false);
         self.has_lost_unnamed = false;
         match self.due.front_mut() {
             Some(query @ Due::Query(_)) => {
@@ -465,6 +488,7 @@ impl Ledger {
             return Err(Violation::Unexpected(tag::COPY_IN_RESPONSE));
         }
         self.is_copying = end == self.due.len();
+        self.has_copied = true;
         self.swallowed += end.saturating_sub(1);
         self.due.drain(1..end);
         Ok(Verdict::Pass)

@@ -38,8 +38,10 @@ const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Prepared statements on one server; past this number it is cleaned, which drops them all.
 const MAX_STATEMENTS: usize = 1_000;
 
+mod chance;
 mod idle;
 
+use chance::{nonce, random, spread};
 pub use idle::{Idle, Resting};
 
 /// The thread whose reactor a server's socket is registered with.
@@ -215,6 +217,11 @@ impl CleanServer {
         ServerPid(self.0.key.pid)
     }
 
+    /// Where its socket is registered.
+    pub fn shard(&self) -> Shard {
+        self.0.shard
+    }
+
     /// Asks a question of the proxy's own and gets the columns of the first row, as text. Not for clients' words.
     ///
     /// # Errors
@@ -272,6 +279,11 @@ impl BoundServer {
     /// Something may be left on it that its answers do not tell: it is cleaned before anyone else gets it.
     pub fn leaves_something(&mut self) {
         self.state.is_dirty = true;
+    }
+
+    /// Whether half a message has been passed to the client.
+    pub fn is_mid_message(&self) -> bool {
+        matches!(self.state.body, Some((_, true)))
     }
 
     /// Whether it must be closed: a refused seal, a FATAL error.
@@ -459,35 +471,5 @@ impl UsedServer {
         self.core.statements.clear();
         self.core.prove(&nonce).await?;
         Ok(CleanServer(self.core))
-    }
-}
-
-fn random<const N: usize>() -> Result<[u8; N], Unclean> {
-    let mut random = [0; N];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
-    Ok(random)
-}
-
-/// What nobody can know before.
-fn nonce() -> Result<String, Unclean> {
-    Ok(format!("{:032x}", u128::from_be_bytes(random()?)))
-}
-
-/// A tenth of the age, at most, is taken off at random: servers that were opened together are not closed together.
-fn spread(age: Duration) -> Result<Duration, Unclean> {
-    let share = f64::from(u16::from_be_bytes(random()?)) / f64::from(u16::MAX);
-    Ok(age.mul_f64(1.0 - 0.1 * share))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_spread_over_their_last_tenth() {
-        let age = Duration::from_secs(1000);
-        let ages: Vec<_> = (0..64).filter_map(|_| spread(age).ok()).collect();
-        assert!(ages.iter().all(|spread| (Duration::from_secs(900)..=age).contains(spread)));
-        assert!(ages.iter().any(|spread| *spread != ages[0]));
     }
 }

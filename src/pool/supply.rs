@@ -42,8 +42,10 @@ impl Pool {
                             self.opened(parameters, server);
                         }
                         Err(unclean) => {
-                            self.lock().opening -= 1;
                             tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");
+                            tokio::time::sleep(pause).await;
+                            self.lock().opening -= 1;
+                            self.open_for_waiting(&mut self.lock(), shard);
                         }
                     }
                     return;
@@ -80,23 +82,30 @@ impl Pool {
             state.trouble = None;
             state.parameters = Some(parameters);
         }
+        let shard = server.shard();
         self.put_back(Idle::Clean(server, Instant::now()));
+        // Those who came while as many as may were being opened.
+        self.open_for_waiting(&mut self.lock(), shard);
+    }
+
+    /// Opens as many servers as clients wait for, within bounds.
+    fn open_for_waiting(self: &Arc<Self>, state: &mut State, shard: Shard) {
+        while state.waiting.len() > state.opening
+            && state.open < self.settings.limits.size
+            && state.opening < MAX_OPENING
+            && !state.is_closing
+        {
+            self.open(state, shard);
+        }
     }
 
     /// A server is gone; if clients wait, another is opened for them.
     fn vacated(self: &Arc<Self>, shard: Shard) {
         let mut state = self.lock();
         state.open -= 1;
-        let wanted = !state.waiting.is_empty();
         // Outside a runtime (the process ends) nothing more is opened.
-        let can_spawn = tokio::runtime::Handle::try_current().is_ok();
-        if wanted
-            && can_spawn
-            && !state.is_closing
-            && state.open < self.settings.limits.size
-            && state.opening < MAX_OPENING
-        {
-            self.open(&mut state, shard);
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.open_for_waiting(&mut state, shard);
         }
     }
 

@@ -37,8 +37,10 @@ pub struct ClientHandle {
 #[derive(Default)]
 struct Running {
     target: Option<(Arc<Pool>, Arc<CancelKey>)>,
-    /// Cancel requests on their way to the target.
-    in_flight: usize,
+    /// A cancel request is on its way to the target. One is enough: another would strike the same query.
+    in_flight: bool,
+    /// A request was given up on its way: it may still strike whatever the server does next.
+    in_doubt: bool,
 }
 
 /// A client's entry; dropping it takes the key out.
@@ -73,12 +75,17 @@ impl Cancels {
     /// Cancels what the client with this key runs, if anything. An unknown key is ignored, as PostgreSQL does.
     pub async fn cancel(&self, key: &CancelKey) {
         let handle = self.lock().get(key).cloned();
-        let Some(handle) = handle else { return };
-        let Some(in_flight) = InFlight::begin(&handle) else { return };
-        let (pool, server) = &in_flight.target;
-        if let Err(error) = pool.dialer().cancel(server).await {
-            tracing::warn!(reason = %error, "a cancel request was not delivered");
-        }
+        let Some(in_flight) = handle.and_then(InFlight::begin) else { return };
+        // On its own: whoever asked may not wait, but the request must not be forgotten on its way.
+        let sent = tokio::spawn(async move {
+            let (pool, server) = &in_flight.target;
+            match pool.dialer().cancel(server).await {
+                Ok(()) => in_flight.settle(),
+                Err(error) => tracing::warn!(reason = %error, "a cancel request was not delivered"),
+            }
+        });
+        // It panics never, and is not aborted but with the process.
+        let _ = sent.await;
     }
 
     /// Wakes every client, to see that the house is closing.
@@ -103,24 +110,41 @@ fn random_key(minor: u16) -> Option<CancelKey> {
     Some(CancelKey { pid, secret })
 }
 
-/// A cancel request on its way. Counted until it is dropped, however that comes about.
-struct InFlight<'a> {
-    handle: &'a ClientHandle,
+/// A cancel request on its way, until it is dropped, however that comes about.
+struct InFlight {
+    handle: Arc<ClientHandle>,
     target: (Arc<Pool>, Arc<CancelKey>),
+    /// PostgreSQL has dealt with it.
+    is_settled: bool,
 }
 
-impl<'a> InFlight<'a> {
-    fn begin(handle: &'a ClientHandle) -> Option<Self> {
-        let mut running = handle.lock();
-        let target = running.target.clone()?;
-        running.in_flight += 1;
-        Some(Self { handle, target })
+impl InFlight {
+    fn begin(handle: Arc<ClientHandle>) -> Option<Self> {
+        let target = {
+            let mut running = handle.lock();
+            if running.in_flight {
+                return None;
+            }
+            let target = running.target.clone()?;
+            running.in_flight = true;
+            target
+        };
+        Some(Self { handle, target, is_settled: false })
+    }
+
+    /// PostgreSQL has dealt with it.
+    fn settle(mut self) {
+        self.is_settled = true;
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.handle.lock().in_flight -= 1;
+        {
+            let mut running = self.handle.lock();
+            running.in_flight = false;
+            running.in_doubt |= !self.is_settled;
+        }
         self.handle.settled.notify_one();
     }
 }
@@ -132,14 +156,16 @@ impl ClientHandle {
     }
 
     /// From now on there is nothing to cancel. Waits for requests that are on their way to the server: it must not
-    /// go to its next client while one of them may still strike.
-    pub async fn runs_nothing(&self) {
+    /// go to its next client while one of them may still strike. Whether one may strike all the same, because it is not
+    /// known what became of it: then the server must be closed.
+    #[must_use]
+    pub async fn runs_nothing(&self) -> bool {
         loop {
             {
                 let mut running = self.lock();
                 running.target = None;
-                if running.in_flight == 0 {
-                    return;
+                if !running.in_flight {
+                    return std::mem::take(&mut running.in_doubt);
                 }
             }
             self.settled.notified().await;

@@ -46,12 +46,12 @@ pub fn check_known(header: Header) -> Result<(), Report> {
         | tag::DESCRIBE
         | tag::EXECUTE
         | tag::CLOSE
-        | tag::FLUSH
         | tag::COPY_DATA
         | tag::COPY_DONE
         | tag::COPY_FAIL => Ok(()),
-        tag::SYNC | tag::TERMINATE if header.body == 0 => Ok(()),
-        tag::SYNC | tag::TERMINATE => Err(Violation::Malformed(header.tag).into()),
+        tag::SYNC | tag::TERMINATE | tag::FLUSH if header.body == 0 => Ok(()),
+        // PostgreSQL would refuse it and skip what follows, without owing an answer.
+        tag::SYNC | tag::TERMINATE | tag::FLUSH => Err(Violation::Malformed(header.tag).into()),
         tag::FUNCTION_CALL => Err(Report::new(
             Sqlstate::NOT_SUPPORTED,
             "the function call protocol is not supported through pgtenant",

@@ -13,7 +13,7 @@ use crate::wire::speak;
 /// Statements that one client may hold.
 pub const MAX_CLIENT_STATEMENTS: usize = 10_000;
 
-/// Bytes of their texts together.
+/// Bytes of their names and texts together.
 pub const MAX_CLIENT_STATEMENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// What one client has prepared, whichever servers have it.
@@ -59,7 +59,7 @@ impl ClientStatements {
         if self.named.contains_key(name) {
             return Err(NameRefused::Taken);
         }
-        let bytes = self.bytes + statement.text_and_types.len();
+        let bytes = self.bytes + name.len() + statement.text_and_types.len();
         if self.named.len() >= MAX_CLIENT_STATEMENTS || bytes > MAX_CLIENT_STATEMENT_BYTES {
             return Err(NameRefused::TooMany);
         }
@@ -75,7 +75,7 @@ impl ClientStatements {
     /// Forgets a name.
     pub fn close(&mut self, name: &[u8]) -> Option<(Box<[u8]>, Arc<Statement>)> {
         let closed = self.named.remove_entry(name)?;
-        self.bytes -= closed.1.text_and_types.len();
+        self.bytes -= closed.0.len() + closed.1.text_and_types.len();
         Some(closed)
     }
 
@@ -100,15 +100,17 @@ impl ClientStatements {
 
     /// Puts back what was closed by a message that the server skipped.
     pub fn put_back(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
-        self.bytes += statement.text_and_types.len();
+        let name_length = name.len();
+        self.bytes += name_length + statement.text_and_types.len();
         if let Some(replaced) = self.named.insert(name, statement) {
-            self.bytes -= replaced.text_and_types.len();
+            self.bytes -= name_length + replaced.text_and_types.len();
         }
     }
 
     /// Remembers the unnamed statement, so that it follows the client to another server; none when it is too long.
     pub fn remember_unnamed(&mut self, text_and_types: Unnamed) {
-        self.unnamed = text_and_types;
+        let fits = |text: &Arc<[u8]>| text.len() + self.bytes <= MAX_CLIENT_STATEMENT_BYTES;
+        self.unnamed = text_and_types.filter(fits);
     }
 
     /// The unnamed statement.
@@ -170,7 +172,7 @@ mod tests {
     #[test]
     fn texts_are_bounded_by_their_bytes_and_closing_makes_room() {
         let mut statements = ClientStatements::default();
-        let half = MAX_CLIENT_STATEMENT_BYTES / 2;
+        let half = MAX_CLIENT_STATEMENT_BYTES / 2 - 1;
         assert_eq!(statements.name(b"a", statement(half)), Ok(()));
         assert_eq!(statements.name(b"a", statement(1)), Err(NameRefused::Taken));
         assert_eq!(statements.name(b"b", statement(half)), Ok(()));

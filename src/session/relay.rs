@@ -223,16 +223,22 @@ impl Relay {
         };
         let handle = self.registered.handle.clone();
         handle.runs_on(&self.pool, server.cancel_key());
-        let standard = self.terms.settings().get("standard_conforming_strings").is_none_or(|on| on != "off");
+        let standard = self.client.reported.get("standard_conforming_strings") != Some("off");
         self.client.requests.begin(standard);
         let mut turn = Turn::new(&self.pool, &mut self.client, server, started);
         let end = turn.run().await;
         let (server, changes) = turn.finish();
+        self.ended(end, server, &changes).await
+    }
+
+    /// What becomes of the server, and of the client, when a turn has ended.
+    async fn ended(&mut self, end: End, server: BoundServer, changes: &Changes) -> Result<(), Report> {
+        let handle = self.registered.handle.clone();
         match end {
             End::Over(over)
                 if self.pool.mode() == PoolMode::Session && !self.client.requests.is_terminated() =>
             {
-                self.held = self.keep(server, &over, &changes).await;
+                self.held = self.keep(server, &over, changes).await;
                 if self.held.is_none() {
                     return Err(Report::new(
                         Sqlstate::CONNECTION_FAILURE,
@@ -247,26 +253,28 @@ impl Relay {
                 Ok(())
             }
             End::Over(over) => {
-                handle.runs_nothing().await;
-                if let Some(server) = self.follow(server, &over, &changes).await {
+                let in_doubt = handle.runs_nothing().await;
+                if !in_doubt && let Some(server) = self.follow(server, &over, changes).await {
                     self.pool.release(server, over);
                 }
                 Ok(())
             }
             End::Abandoned { still_runs } => {
-                handle.runs_nothing().await;
+                let _ = handle.runs_nothing().await;
                 if still_runs {
                     self.cancel_and_close(server);
                 }
                 Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"))
             }
             End::Closed => {
-                handle.runs_nothing().await;
+                let _ = handle.runs_nothing().await;
                 self.told_fatal = true;
+                self.close(server);
                 Ok(())
             }
             End::Failed(report) => {
-                handle.runs_nothing().await;
+                let _ = handle.runs_nothing().await;
+                self.close(server);
                 Err(report)
             }
         }
@@ -306,9 +314,9 @@ impl Relay {
 
     /// A client that kept its server leaves: whatever it left there is cleaned before anyone else gets it.
     async fn let_go(&mut self, mut server: BoundServer) {
-        self.registered.handle.runs_nothing().await;
+        let in_doubt = self.registered.handle.runs_nothing().await;
         server.leaves_something();
-        if let Some(over) = server.ledger().over() {
+        if !in_doubt && let Some(over) = server.ledger().over() {
             self.pool.release(server, over);
         }
     }
@@ -337,39 +345,29 @@ impl Relay {
     ) -> Option<BoundServer> {
         let touched = self.client.requests.touched();
         // What SET LOCAL changed, and PostgreSQL reported, is undone.
-        let is_local = changes.sets <= touched.local && !touched.session && !changes.resets;
+        // A text that could not be read may have done anything.
+        let is_local =
+            changes.sets <= touched.local && !touched.session && !touched.opaque && !changes.resets;
         if is_local && changes.sets > 0 {
             server.is_known_as(self.terms.digest());
             return Some(server);
         }
-        let is_new = |(name, value): &(String, String)| self.terms.settings().get(name) != Some(value);
+        let is_new = |(name, value): (&String, &String)| self.terms.settings().get(name) != Some(value);
         let is_hidden = is_local && changes.reported.iter().any(is_new);
         if is_local && !is_hidden {
             return Some(server);
         }
-        match server.settings(over, &touched.names).await {
-            Ok(None) => Some(server),
-            Ok(Some(found)) => {
-                // A SET that was prepared in an earlier turn, or cannot be read, may have changed more than is told.
-                let is_told = touched.session && !touched.opaque && changes.sets <= touched.seen();
-                let Some(settings) = settings::following(&self.own_settings, found) else {
-                    tracing::warn!("a client's settings are too many or too long to follow it");
-                    return Some(server);
-                };
-                if changes.resets {
-                    let back = self
-                        .own_settings
-                        .keys()
-                        .filter(|name| settings.get(*name) == self.own_settings.get(*name));
-                    back.for_each(|name| {
-                        self.client.reported.is_as_at_start(name, &mut self.client.outgoing)
-                    });
-                }
-                self.terms = self.terms.with_settings(settings);
-                // PostgreSQL would end such a session while nobody uses it.
-                let may_rest = !self.terms.settings().contains_key("idle_session_timeout");
-                if is_told && !is_hidden && may_rest {
+        // A SET that was prepared in an earlier turn, or cannot be read, may have changed more than is told.
+        let is_told = touched.session && !touched.opaque && changes.sets <= touched.seen() && !is_hidden;
+        let names = touched.names.clone();
+        self.hand_over().await;
+        match server.settings(over, &names).await {
+            Ok(found) => {
+                let is_following = found.is_some_and(|found| self.take_up(found, changes));
+                if is_following && is_told {
                     server.is_known_as(self.terms.digest());
+                } else {
+                    server.leaves_something();
                 }
                 Some(server)
             }
@@ -377,6 +375,43 @@ impl Relay {
                 tracing::warn!(reason = %unclean, "a client's settings could not be asked for; the server is closed");
                 None
             }
+        }
+    }
+
+    /// The settings that were found become the client's. Whether the server may go on under them as it is.
+    fn take_up(&mut self, found: Settings, changes: &Changes) -> bool {
+        let Some(settings) = settings::following(&self.own_settings, found) else {
+            tracing::warn!("a client's settings are too many or too long to follow it");
+            return false;
+        };
+        let old = self.terms.settings();
+        // What was prepared under another path has its types from there.
+        let is_elsewhere = ["search_path", "role"].iter().any(|name| old.get(*name) != settings.get(*name));
+        // PostgreSQL would end such a session while nobody uses it.
+        let may_rest = !settings.contains_key("idle_session_timeout");
+        if changes.resets {
+            let own = &self.own_settings;
+            let back = own.keys().filter(|name| settings.get(*name) == own.get(*name));
+            back.for_each(|name| self.client.reported.is_as_at_start(name, &mut self.client.outgoing));
+        }
+        self.terms = self.terms.with_settings(settings);
+        may_rest && !is_elsewhere
+    }
+
+    /// What the client is to get leaves now, as far as it takes it: what follows is the proxy's own business.
+    async fn hand_over(&mut self) {
+        poll_fn(|cx| {
+            // If it is gone, its next read tells.
+            let _ = self.client.stream.poll_send(cx, &mut self.client.outgoing);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Closes a server that nobody can use any more. What still runs there is stopped first: its place is free at once.
+    fn close(&self, mut server: BoundServer) {
+        if server.ledger().is_waiting() {
+            self.cancel_and_close(server);
         }
     }
 

@@ -27,6 +27,11 @@ impl Reported {
         Self { base, at_start, since: BTreeMap::new() }
     }
 
+    /// What the client was last told.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.since.get(name).or_else(|| self.started_with(name)).map(String::as_str)
+    }
+
     /// PostgreSQL told the client.
     pub fn note(&mut self, name: String, value: String) {
         if self.started_with(&name) == Some(&value) {

@@ -1,5 +1,6 @@
 //! One client's turn on one server: both sockets in one task, bytes both ways until the transaction is over.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::client::Client;
-use super::permitted;
+use super::permitted::{self, HIGH_WATER};
 use crate::config::PoolMode;
 use crate::observe::metrics::QueryTimes;
 use crate::pool::Pool;
@@ -18,6 +19,9 @@ use crate::pool::ledger::TransactionOver;
 use crate::pool::server::BoundServer;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
+
+/// Reported settings that are remembered of a turn; PostgreSQL has about fifteen.
+const MAX_REPORTED: usize = 64;
 
 /// A turn in progress.
 pub struct Turn<'a> {
@@ -36,7 +40,7 @@ pub struct Turn<'a> {
 #[derive(Default)]
 pub struct Changes {
     /// Settings that PostgreSQL reported as changed.
-    pub reported: Vec<(String, String)>,
+    pub reported: BTreeMap<String, String>,
     /// How often SET was answered.
     pub sets: usize,
     /// RESET or DISCARD ALL was answered.
@@ -52,7 +56,7 @@ pub enum End {
         /// PostgreSQL is still at work for it.
         still_runs: bool,
     },
-    /// PostgreSQL closed the session, and its FATAL report has gone to the client.
+    /// There is nothing more to be said: PostgreSQL's FATAL report has gone to the client, or half a message.
     Closed,
     /// Both connections must close; the client is told why.
     Failed(Report),
@@ -60,7 +64,7 @@ pub enum End {
 
 /// What woke the turn.
 enum Event {
-    /// The client sent bytes.
+    /// The client sent bytes, or there is room again for those that it sent.
     Client,
     /// The server sent bytes.
     Server,
@@ -106,7 +110,7 @@ impl<'a> Turn<'a> {
     pub async fn run(&mut self) -> End {
         loop {
             if let Err(report) = self.carry() {
-                return End::Failed(report);
+                return self.failed(report);
             }
             if let Some(end) = self.ended() {
                 return end;
@@ -115,7 +119,7 @@ impl<'a> Turn<'a> {
                 Event::Client => self.clock.client_spoke(self.server.ledger().is_waiting()),
                 Event::Server => {
                     if let Err(report) = self.hear() {
-                        return End::Failed(report);
+                        return self.failed(report);
                     }
                 }
                 Event::ClientGone => {
@@ -123,9 +127,20 @@ impl<'a> Turn<'a> {
                 }
                 Event::ServerGone if self.said_goodbye => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
-                Event::ServerGone => return End::Failed(self.server_gone()),
+                Event::ServerGone => return self.failed(self.server_gone()),
             }
         }
+    }
+
+    /// The client is told why, unless half a message of the server's has gone to it: what we say would be taken for the
+    /// rest of it.
+    fn failed(&mut self, report: Report) -> End {
+        if !self.server.is_mid_message() {
+            return End::Failed(report);
+        }
+        self.client.outgoing.extend_from_slice(self.server.run());
+        self.server.passed(self.server.run().len());
+        End::Closed
     }
 
     /// The client's messages to the server's queue, and the proxy's own answers that need no server.
@@ -175,8 +190,12 @@ impl<'a> Turn<'a> {
 
     /// Moves what can be moved and tells what arrived. Towards the client comes first: its next query waits for it.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if self.server.poll_send(cx).and_ready(|sent| sent.is_err()) {
-            return Poll::Ready(Event::ServerGone);
+        let was_full = self.server.outgoing().len() >= HIGH_WATER;
+        // Where writing fails, the server's last words may still be there to be read.
+        let is_closing = self.server.poll_send(cx).and_ready(|sent| sent.is_err());
+        // What waits for room may be all that the client has to say: nobody else would wake it.
+        if was_full && self.server.outgoing().len() < HIGH_WATER {
+            return Poll::Ready(Event::Client);
         }
         match self.poll_send_client(cx) {
             Poll::Ready(Ok(())) => {
@@ -185,11 +204,16 @@ impl<'a> Turn<'a> {
                 match self.server.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::ServerGone),
                     Poll::Ready(Ok(_)) => return Poll::Ready(Event::Server),
+                    Poll::Pending if is_closing => return Poll::Ready(Event::ServerGone),
                     Poll::Pending => {}
                 }
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Event::ClientGone),
             Poll::Pending => self.clock.client_blocks(),
+        }
+        // Who does not take what it asked for is not asked what else it wants.
+        if self.client.outgoing.len() >= HIGH_WATER {
+            return Poll::Pending;
         }
         if self.client.requests.is_terminated()
             || !self.server.outgoing().is_empty()
@@ -251,7 +275,9 @@ impl<'a> Turn<'a> {
         }
         for (name, value) in self.heard.settings.drain(..) {
             self.client.reported.note(name.clone(), value.clone());
-            self.changes.reported.push((name, value));
+            if self.changes.reported.len() < MAX_REPORTED {
+                self.changes.reported.insert(name, value);
+            }
         }
         if self.heard.alters {
             self.pool.registry().schema_changed();

@@ -43,9 +43,11 @@ pub fn following(own: &Settings, found: Settings) -> Option<Settings> {
     for (name, value) in found {
         let is_set = match name.as_str() {
             "role" => value != "none",
-            // A setting of nobody's that was reset is empty.
-            name if name.contains('.') => !value.is_empty() && !is_reserved(name),
-            name => !is_reserved(name) && !name.starts_with("transaction_"),
+            // One that was reset is empty from then on, unless the client gave it at start-up.
+            name if name.contains('.') && own.contains_key(name) && value.is_empty() => false,
+            // Properties of a transaction, which is over.
+            "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => false,
+            name => !is_reserved(name),
         };
         if is_set {
             settings.insert(canonical(&name), value);

@@ -15,6 +15,9 @@ use super::scanner::{Scanner, Token};
 /// Names remembered of one client.
 const MAX_NAMES: usize = 64;
 
+/// PostgreSQL's identifiers end here (`NAMEDATALEN` - 1).
+const MAX_IDENTIFIER: usize = 63;
+
 /// A name's length at most; PostgreSQL's own identifiers end at 63.
 const MAX_NAME: usize = 128;
 
@@ -105,6 +108,7 @@ impl Effects {
             },
             b"begin" | b"start" => self.begins = true,
             b"create" => command.creates = true,
+            b"explain" => command.explains = true,
             b"declare" => command.declares = true,
             b"deallocate" => self.deallocates = deallocated(scanner),
             b"discard" => match scanner.peek() {
@@ -135,7 +139,8 @@ impl Effects {
             }
             _ => self.name(word, command, scanner),
         }
-        command.creates &= is_modifier;
+        // EXPLAIN ANALYZE CREATE TEMP TABLE t AS ... makes it.
+        command.creates = command.creates && is_modifier || command.explains && word == b"create";
         command.is_into = word == b"into" || command.is_into && is_modifier;
         command.last = word.to_vec();
     }
@@ -166,6 +171,7 @@ struct Command {
     /// INTO, and nothing but modifiers behind it.
     is_into: bool,
     declares: bool,
+    explains: bool,
     /// The word before, in lower case; empty behind anything else.
     last: Vec<u8>,
 }
@@ -228,7 +234,10 @@ impl Touched {
         let mut token = scanner.next();
         if let Some(Token::Word(word)) = &token {
             match word.as_slice() {
-                b"local" | b"transaction" | b"constraints" => {
+                // With a dot behind it, it is the beginning of a name.
+                b"local" | b"transaction" | b"constraints"
+                    if !matches!(scanner.peek(), Some(Token::Symbol(b'.'))) =>
+                {
                     self.local += 1;
                     return;
                 }
@@ -268,6 +277,11 @@ impl Touched {
     }
 
     fn name(&mut self, name: Vec<u8>) {
+        // PostgreSQL cuts each part.
+        if name.split(|byte| *byte == b'.').any(|part| part.len() > MAX_IDENTIFIER) {
+            self.opaque = true;
+            return;
+        }
         let Ok(name) = String::from_utf8(name.to_ascii_lowercase()) else {
             self.opaque = true;
             return;

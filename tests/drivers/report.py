@@ -62,8 +62,8 @@ def judge(results, own, known, fixed, reason_for):
                 if expected == outcome or expected != "passed":
                     continue
                 detail = f"{outcome} {outcomes.details.get(test, '')}"
-                reason = reason_for(known, suite, column, test, detail)
-                verdict.note((suite, column, test), detail.strip(), expected, reason)
+                reason = reason_for(known, f"{suite}, suite", column, test, detail)
+                verdict.note((f"{suite}, suite", column, test), detail.strip(), expected, reason)
     return verdict
 
 
@@ -111,7 +111,8 @@ def write(results, own, verdict, absent, missing, token, postgres, modes, sign_i
     lines += [f"{n}. {reason}" for n, reason in enumerate(verdict.reasons, 1)]
     if verdict.failures:
         lines += ["", "## Unexplained differences", "", *(f"- {line}" for line in verdict.failures)]
-    return "\n".join(lines).rstrip() + "\n"
+    # Of a path in somebody's traceback the last part says enough, on every machine.
+    return re.sub(r"(?<![\w.})$-])/(?:[\w.@+-]+/)+", "…/", "\n".join(lines).rstrip()) + "\n"
 
 
 def suites_text(own, verdict):
@@ -129,7 +130,7 @@ def suites_text(own, verdict):
             if column == "direct":
                 continue
             same = sum(outcomes.tests.get(test) == "passed" for test in good)
-            cells = {key[2]: word for key, word in verdict.cells.items() if key[:2] == (suite, column)}
+            cells = {key[2]: word for key, word in verdict.cells.items() if key[:2] == (f"{suite}, suite", column)}
             bad = sum("differs" in word for word in cells.values())
             lines.append(row([f"{suite} {columns['direct'].version}", column, len(direct), len(good), same,
                               len(cells) - bad, bad]))
