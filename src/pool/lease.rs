@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Instant, SystemTime};
+
+use lru::LruCache;
 
 use super::ledger::TransactionOver;
 use super::queue::{Queue, Turn, Unserved};
@@ -20,6 +23,9 @@ use crate::tenancy::context::TenantContext;
 use crate::tenancy::seal::{SealedContext, Sealer, ServerPid};
 use crate::tenancy::settings::Settings;
 use crate::wire::report::{Report, Sqlstate};
+
+/// Kinds of settings at sign-in whose trial is remembered.
+const MAX_TRIALS: usize = 256;
 
 /// What a pool is made of.
 pub struct PoolSettings {
@@ -39,8 +45,13 @@ pub struct PoolSettings {
     pub metrics: Arc<DatabaseMetrics>,
 }
 
+/// Names and values of ParameterStatus.
+type Told = Vec<(String, String)>;
+
 /// Servers, and clients that wait for them.
 pub struct Pool {
+    /// What PostgreSQL reported of settings that clients brought, by their digest.
+    trials: Mutex<LruCache<TermsDigest, Arc<Told>>>,
     pub(super) settings: PoolSettings,
     registry: Registry,
     state: Mutex<State>,
@@ -80,7 +91,19 @@ pub struct PoolCount {
 impl Pool {
     /// An empty pool; servers are opened when they are needed.
     pub fn new(settings: PoolSettings) -> Arc<Self> {
-        Arc::new(Self { settings, registry: Registry::default(), state: Mutex::default() })
+        let trials = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_TRIALS).unwrap_or(NonZeroUsize::MIN)));
+        Arc::new(Self { trials, settings, registry: Registry::default(), state: Mutex::default() })
+    }
+
+    /// What PostgreSQL reported of these settings when a client brought them before, so that its kind need not wait for a
+    /// server to sign in.
+    pub fn tried(&self, settings: TermsDigest) -> Option<Arc<Told>> {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner).get(&settings).cloned()
+    }
+
+    /// Remembers what PostgreSQL reported of settings that it accepted.
+    pub fn remember_trial(&self, settings: TermsDigest, told: Told) {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner).put(settings, Arc::new(told));
     }
 
     /// The prepared statements that its clients share.

@@ -49,7 +49,7 @@ pub use idle::{Idle, Resting};
 pub struct Shard(pub usize);
 
 /// What two leases must share for one server to serve both without cleaning: the context and the client's settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TermsDigest(pub [u8; 32]);
 
 /// A place in the pool; whoever drops it lets another server be opened.

@@ -1,6 +1,7 @@
 //! Protocol-level prepared statements, shared by all clients of a pool: same text and types, same statement.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::borrow::Borrow;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -107,10 +108,33 @@ pub struct Registry {
 }
 
 struct Shared {
-    by_text: LruCache<Box<[u8]>, Arc<Statement>>,
+    by_text: LruCache<ByText, ()>,
     bytes: usize,
     last_id: u64,
 }
+
+/// A statement that is found by its text, which is kept once.
+struct ByText(Arc<Statement>);
+
+impl Borrow<[u8]> for ByText {
+    fn borrow(&self) -> &[u8] {
+        &self.0.text_and_types
+    }
+}
+
+impl Hash for ByText {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.text_and_types.hash(state);
+    }
+}
+
+impl PartialEq for ByText {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.text_and_types == other.0.text_and_types
+    }
+}
+
+impl Eq for ByText {}
 
 impl Default for Registry {
     fn default() -> Self {
@@ -126,7 +150,7 @@ impl Registry {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         // PostgreSQL would read a text anew that was prepared before something was altered.
         let generation = self.generation();
-        if let Some(statement) = shared.by_text.get(text_and_types)
+        if let Some((ByText(statement), ())) = shared.by_text.get_key_value(text_and_types)
             && statement.verified.load(Ordering::Relaxed) >= generation
         {
             return statement.clone();
@@ -135,13 +159,16 @@ impl Registry {
         let statement = Arc::new(Statement::new(shared.last_id, text_and_types));
         statement.verified.store(generation, Ordering::Relaxed);
         shared.bytes += text_and_types.len();
-        // One that it takes the place of is given back too.
-        if let Some((forgotten, _)) = shared.by_text.push(text_and_types.into(), statement.clone()) {
-            shared.bytes -= forgotten.len();
+        // Putting in keeps an equal key that is there already.
+        if let Some((ByText(replaced), ())) = shared.by_text.pop_entry(text_and_types) {
+            shared.bytes -= replaced.text_and_types.len();
+        }
+        if let Some((ByText(forgotten), ())) = shared.by_text.push(ByText(statement.clone()), ()) {
+            shared.bytes -= forgotten.text_and_types.len();
         }
         while shared.bytes > MAX_SHARED_BYTES {
-            let Some((forgotten, _)) = shared.by_text.pop_lru() else { break };
-            shared.bytes -= forgotten.len();
+            let Some((ByText(forgotten), ())) = shared.by_text.pop_lru() else { break };
+            shared.bytes -= forgotten.text_and_types.len();
         }
         statement
     }
@@ -168,10 +195,14 @@ impl Registry {
     /// Who prepares the same text from now on gets a new statement: this one no longer means what its text does.
     pub fn forget(&self, statement: &Statement) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = shared.by_text.peek(&statement.text_and_types);
-        if current.is_some_and(|current| current.id == statement.id) {
-            shared.by_text.pop(&statement.text_and_types);
-            shared.bytes -= statement.text_and_types.len();
+        let text: &[u8] = &statement.text_and_types;
+        let current = shared.by_text.pop_entry(text);
+        match current {
+            Some((ByText(current), ())) if current.id != statement.id => {
+                shared.by_text.push(ByText(current), ());
+            }
+            Some(_) => shared.bytes -= text.len(),
+            None => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::permitted::{self, check_statement_length};
+use super::permitted::{self, MAX_STATEMENT, check_statement_length};
 use super::prepared::{self, ClientStatements};
 use super::requests::Requests;
 use crate::config::PoolMode;
@@ -11,7 +11,7 @@ use crate::pool::due::{Deallocated, Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
 use crate::tenancy::statements::OWN_PREFIX;
-use crate::tenancy::text::{Deallocates, Effects};
+use crate::tenancy::text::{Deallocates, Effects, Watch};
 use crate::wire::frame::{HEADER, Header, split_cstr};
 use crate::wire::report::Report;
 use crate::wire::violation::Violation;
@@ -106,9 +106,9 @@ impl Message<'_> {
             if self.header.frame() <= MAX_WHOLE {
                 return self.more(incoming);
             }
-            // What is longer than a buffer passes unread.
+            // What is longer than a buffer passes, watched only for what no command tag would tell.
             self.drop_unnamed();
-            self.requests.touched.opaque = true;
+            self.requests.watch = Some(Watch::default());
             return self.stream(incoming, Some(Due::Query(None)));
         }
         let effects = self.requests.effects_of(self.body(incoming));
@@ -225,6 +225,7 @@ impl Message<'_> {
         }
         check_statement_length(self.header, incoming)?;
         match split_cstr(self.body(incoming)).map(|(name, _)| name.to_vec()) {
+            Some(name) if name.len() > MAX_NAME => return Err(Violation::Malformed(tag::PARSE).into()),
             Some(name) if self.is_uncertain(&name) => return Ok(Taken::NeedsMore),
             Some(_) => {}
             None if !self.is_whole(incoming) && self.body(incoming).len() <= MAX_NAME => {
@@ -250,33 +251,25 @@ impl Message<'_> {
         if !self.is_whole(incoming) && self.header.frame() <= MAX_WHOLE {
             return self.more(incoming);
         }
-        if !self.is_whole(incoming) {
+        if !self.is_whole(incoming) && self.header.body > MAX_STATEMENT {
             // Longer ones pass as they are; they do not follow the client to another server.
-            self.requests.touched.opaque = true;
+            self.requests.watch = Some(Watch::default());
             self.requests.unnamed = Effects::default();
             *self.server.unnamed_is_ours() = true;
             return self.stream(incoming, Some(Due::ParseUnnamed(None)));
+        }
+        if !self.is_whole(incoming) {
+            incoming.consume(HEADER);
+            self.requests.collecting = Some((self.header.body, Vec::new()));
+            return Ok(Taken::Done);
         }
         let text_and_types = self.body(incoming)[1..].to_vec();
         let effects = self.requests.effects_of(&text_and_types);
         if effects.deallocates.as_ref().is_some_and(|which| self.server.ledger().is_uncertain_what(which)) {
             return Ok(Taken::NeedsMore);
         }
-        self.requests.touched.add(&effects.touched);
-        if let Some(report) = permitted::refusal_at_parse(self.requests.mode(), &effects) {
-            return Ok(self.refuse(&report));
-        }
-        let is_rewritten = matches!(&effects.deallocates, Some(Deallocates::One(name))
-            if self.statements.get(name).is_some());
-        self.requests.unnamed = effects;
-        *self.server.unnamed_is_ours() = true;
-        let due = Due::ParseUnnamed(Some(text_and_types.into()));
-        if !is_rewritten {
-            return self.stream(incoming, Some(due));
-        }
         incoming.consume(self.header.frame());
-        prepared::parse_deallocate(self.server);
-        self.server.owe(due);
+        self.requests.parse_unnamed(&text_and_types, effects, self.server, self.statements);
         Ok(Taken::Done)
     }
 

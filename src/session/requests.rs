@@ -12,7 +12,7 @@ use crate::net::buffer::Buffer;
 use crate::pool::due::Due;
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
-use crate::tenancy::text::{Deallocates, Effects, Touched};
+use crate::tenancy::text::{Deallocates, Effects, Touched, Watch};
 use crate::wire::frame::{peek, split_cstr};
 use crate::wire::report::Report;
 use crate::wire::violation::Violation;
@@ -35,6 +35,8 @@ pub struct Requests {
     pub(super) touched: Touched,
     /// Backslashes in the client's string constants are escapes: `standard_conforming_strings` is off.
     pub(super) backslashes: bool,
+    /// A text that is longer than a buffer, while it passes.
+    pub(super) watch: Option<Watch>,
     /// What the unnamed statement does that was parsed in this turn.
     pub(super) unnamed: Effects,
     /// The unnamed portal drops prepared statements when it is executed.
@@ -147,6 +149,10 @@ impl Requests {
             if self.collecting.is_some() {
                 match self.collect(incoming) {
                     Some(_) if self.skipping => {}
+                    Some(message) if message.first() == Some(&0) => {
+                        let effects = self.effects_of(&message[1..]);
+                        self.parse_unnamed(&message[1..], effects, server, statements);
+                    }
                     Some(message) => self.parse(&message, server, statements, registry),
                     None => return Ok(()),
                 }
@@ -199,7 +205,15 @@ impl Requests {
         let Some((left, is_servers)) = self.body else { return true };
         if is_servers {
             let here = incoming.filled().len().min(left);
-            server.carry(&incoming.filled()[..here]);
+            let passing = &incoming.filled()[..here];
+            server.carry(passing);
+            if self.watch.as_mut().is_some_and(|watch| watch.sees(passing)) {
+                self.touched.opaque = true;
+                server.leaves_something();
+            }
+            if here == left {
+                self.watch = None;
+            }
         }
         self.skip_body(incoming);
         if let Some((left, _)) = self.body {
@@ -218,6 +232,30 @@ impl Requests {
             return None;
         }
         self.collecting.take().map(|(_, bytes)| bytes)
+    }
+
+    /// A Parse of the unnamed statement that is here whole.
+    pub(super) fn parse_unnamed(
+        &mut self,
+        text_and_types: &[u8],
+        effects: Effects,
+        server: &mut BoundServer,
+        statements: &ClientStatements,
+    ) {
+        self.touched.add(&effects.touched);
+        if let Some(report) = permitted::refusal_at_parse(self.mode, &effects) {
+            return self.say_error(&report, server);
+        }
+        let is_rewritten = matches!(&effects.deallocates, Some(Deallocates::One(name))
+            if statements.get(name).is_some());
+        self.unnamed = effects;
+        *server.unnamed_is_ours() = true;
+        if is_rewritten {
+            prepared::parse_deallocate(server);
+        } else {
+            speak::parse_raw(b"", text_and_types, server.outgoing());
+        }
+        server.owe(Due::ParseUnnamed(Some(text_and_types.into())));
     }
 
     /// A named Parse whose body is here whole, and whose name's meaning is certain.

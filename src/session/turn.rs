@@ -147,9 +147,20 @@ impl<'a> Turn<'a> {
     fn carry(&mut self) -> Result<(), Report> {
         let client = &mut *self.client;
         let registry = self.pool.registry();
-        client.requests.carry(&mut client.incoming, &mut self.server, &mut client.statements, registry)?;
-        self.server.say(&mut client.outgoing);
-        Ok(())
+        loop {
+            client.requests.carry(
+                &mut client.incoming,
+                &mut self.server,
+                &mut client.statements,
+                registry,
+            )?;
+            let outstanding = self.server.ledger().outstanding();
+            self.server.say(&mut client.outgoing);
+            // What waited for our own answers goes on: nobody else would wake it.
+            if self.server.ledger().outstanding() == outstanding || client.outgoing.len() >= HIGH_WATER {
+                return Ok(());
+            }
+        }
     }
 
     /// Whether the turn is over: nothing outstanding, and the client between messages.
@@ -197,7 +208,10 @@ impl<'a> Turn<'a> {
         if was_full && self.server.outgoing().len() < HIGH_WATER {
             return Poll::Ready(Event::Client);
         }
+        let was_kept = self.client.outgoing.len() >= HIGH_WATER;
         match self.poll_send_client(cx) {
+            // The same for what waited until it took our own answers.
+            Poll::Ready(Ok(())) if was_kept => return Poll::Ready(Event::Client),
             Poll::Ready(Ok(())) => {
                 self.clock.client_took();
                 // Only now: a client that does not read must not fill our memory.

@@ -70,6 +70,34 @@ static MENTIONS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
     builder.ascii_case_insensitive(true).kind(Some(AhoCorasickKind::DFA)).build(words).ok()
 });
 
+/// Words that do something which no command tag tells.
+static HIDDEN: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+    let words = ["set_config", "temp", "pg_advisory", "pg_try_advisory", "setseed"];
+    AhoCorasick::builder().ascii_case_insensitive(true).build(words).ok()
+});
+
+/// The longest of them.
+const LONGEST_HIDDEN: usize = 15;
+
+/// A text that is too long to be read, watched for such words while it passes.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// The end of what has passed.
+    tail: Vec<u8>,
+}
+
+impl Watch {
+    /// Whether such a word is in what passes now, or ends there.
+    pub fn sees(&mut self, passing: &[u8]) -> bool {
+        let is_in = |text: &[u8]| HIDDEN.as_ref().is_none_or(|words| words.is_match(text));
+        self.tail.extend_from_slice(&passing[..passing.len().min(LONGEST_HIDDEN)]);
+        let is_seen = is_in(&self.tail) || is_in(passing);
+        self.tail.extend_from_slice(&passing[passing.len().min(LONGEST_HIDDEN)..]);
+        self.tail.drain(..self.tail.len().saturating_sub(LONGEST_HIDDEN));
+        is_seen
+    }
+}
+
 impl Effects {
     /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.
     pub fn of(sql: &[u8], standard_strings: bool) -> Self {

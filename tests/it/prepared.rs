@@ -432,3 +432,23 @@ async fn a_text_is_read_anew_after_the_schema_changed() {
         client.answer().await;
     }
 }
+
+#[tokio::test]
+async fn long_statements_are_kept_like_others_and_what_follows_them_is_sent() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let (mut client, mut other) = (raw(&gate, 1).await, raw(&gate, 2).await);
+    for length in [20_000, 45_000, 70_000, 100_000, 1_000_000] {
+        for name in ["", "s"] {
+            let text = format!("SELECT length('{}')", "x".repeat(length));
+            client.send(&[parse(name, &text), bind(name), execute(), sync()].concat()).await;
+            assert_eq!(client.answer().await.rows, [[Some(length.to_string())]]);
+            // It follows its client.
+            other.query("SET work_mem = '9MB'").await;
+            client.send(&[bind(name), execute(), sync()].concat()).await;
+            assert_eq!(client.answer().await.rows, [[Some(length.to_string())]]);
+            client.send(&[close(name), sync()].concat()).await;
+            client.answer().await;
+        }
+    }
+}

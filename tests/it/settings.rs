@@ -247,3 +247,66 @@ async fn a_client_is_told_the_truth_of_its_settings_after_a_reset() {
         assert_eq!(format!("{name} {zone}"), shown, "{sql}");
     }
 }
+
+#[tokio::test]
+async fn what_cannot_be_told_is_left_to_nobody() {
+    let database = postgres::shared().database().await;
+    let gate = gate(&database).await;
+    let mut client = Raw::connect(&gate).await;
+    let mut other = Raw::connect(&gate).await;
+    for raw in [&mut client, &mut other] {
+        // Clients of equal terms.
+        raw.sign_in("plain", "app", "plain-password").await;
+    }
+    let query = |sql: &str| crate::harness::client::message(b'Q', format!("{sql}\0").as_bytes());
+    let long = format!("SELECT set_config('search_path', 'evil', false) /* {} */", "x".repeat(40_000));
+    let bound = [
+        parse("", "SELECT set_config($1, $2, false)"),
+        crate::harness::client::message(b'B', b"\0\0\0\0\0\x02\0\0\0\x05app.u\0\0\0\x0242\0\0"),
+        execute(),
+        sync(),
+    ]
+    .concat();
+    let looks = "SELECT current_setting('search_path') || current_setting('client_encoding') \
+                 || COALESCE(current_setting('app.u', true), '') || COALESCE(current_setting('local.x', true), '')";
+    let clean = other.query(looks).await.rows[0][0].clone();
+    for (n, bytes) in [
+        vec![query("SELECT set_config('client_' || 'encoding', 'LATIN1', false)")],
+        vec![query("SELECT set_config('search_' || 'path', 'evil', false)")],
+        vec![bound],
+        vec![query("SET local.x = 'y'")],
+        vec![query(&long)],
+        vec![query("BEGIN"), query(&long), query("COMMIT")],
+        // In two pieces.
+        vec![query("BEGIN"), query("SELECT set_config('search_path', 'evil', false)"), query("COMMIT")],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = Raw::connect(&gate).await;
+        client.sign_in("plain", "app", "plain-password").await;
+        for part in &bytes {
+            let (first, second) = part.split_at(part.len().min(20));
+            client.send(first).await;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            client.send(second).await;
+            assert_eq!(client.answer().await.error, None);
+        }
+        assert_eq!(other.query(looks).await.rows[0][0], clean, "case {n}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_setting_is_not_a_missing_one() {
+    let database = postgres::shared().database().await;
+    let gate = gate(&database).await;
+    let (client, other) = (member(&gate, 1).await, member(&gate, 2).await);
+    for sql in ["SET app.empty = ''", "SET app.gone = 'v'", "RESET app.gone"] {
+        client.batch_execute(sql).await.unwrap();
+    }
+    value(&other, "SELECT 1").await.unwrap();
+    for name in ["app.empty", "app.gone"] {
+        let seen = value(&client, &format!("SELECT current_setting('{name}')")).await.unwrap();
+        assert_eq!(seen.as_deref(), Some(""), "{name}");
+    }
+}

@@ -168,6 +168,23 @@ fn what_is_left_dropped_and_begun_is_seen() {
     assert_eq!(of("BEGIN; SELECT ';'; ; COMMIT;").statements, 3);
 }
 
+#[test]
+fn what_passes_in_pieces_is_watched() {
+    for pieces in [
+        &["SELECT set_config('a.b', '', false)"][..],
+        &["SELECT Set_", "Con", "fig('a.b', '', false)"],
+        &["CREATE TE", "MP TABLE t (a int)"],
+        &["x", "", "pg_try_advisor", "y_lock(1)"],
+    ] {
+        let mut watch = Watch::default();
+        assert!(pieces.iter().any(|piece| watch.sees(piece.as_bytes())), "{pieces:?}");
+    }
+    let mut watch = Watch::default();
+    assert!(
+        !["INSERT INTO t VALUES ('se", "t the te", "nth')"].iter().any(|piece| watch.sees(piece.as_bytes()))
+    );
+}
+
 proptest! {
     #[test]
     fn no_text_panics(sql in proptest::collection::vec(any::<u8>(), 0..200), standard in any::<bool>()) {

@@ -1,0 +1,170 @@
+//! What one client can take: of the proxy's memory, of PostgreSQL's processes, of the others' turns.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+
+use crate::harness::client::{Raw, bind, close, execute, message, parse, raw, sync};
+use crate::harness::eventually;
+use crate::harness::gate::Gate;
+use crate::harness::postgres;
+
+const MEGABYTE: usize = 1024 * 1024;
+
+/// Writes what the proxy will take of `chunk` in a second, at most `limit` bytes, and reads nothing.
+async fn flood(raw: &mut Raw, chunk: &[u8], limit: usize) -> usize {
+    let mut sent = 0;
+    while sent < limit {
+        match tokio::time::timeout(Duration::from_secs(1), raw.stream().write_all(chunk)).await {
+            Ok(Ok(())) => sent += chunk.len(),
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    sent
+}
+
+#[tokio::test]
+async fn who_reads_nothing_is_not_read_for_ever() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    let mut client = raw(&gate, 1).await;
+    let before = gate.resident_kib();
+    // Answers that the proxy gives itself: five bytes for each of these.
+    let closes = close("x").repeat(100_000);
+    let sent = flood(&mut client, &closes, 200 * MEGABYTE).await;
+    let after = gate.resident_kib();
+    assert!(after < before + 16 * 1024, "{before} to {after} KiB for {} MB", sent / MEGABYTE);
+}
+
+#[tokio::test]
+async fn texts_that_are_outstanding_are_counted() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    let mut client = raw(&gate, 1).await;
+    let before = gate.resident_kib();
+    // Parse and Close of ever new texts, and no Sync.
+    for n in 0..200 {
+        let text = format!("SELECT '{n}{}'", "x".repeat(MEGABYTE));
+        client.send(&[parse("a", &text), close("a")].concat()).await;
+    }
+    client.send(&sync()).await;
+    assert_eq!(client.answer().await.error, None);
+    let after = gate.resident_kib();
+    // The pool shares 64 MiB of texts.
+    assert!(after < before + 100 * 1024, "{before} to {after} KiB");
+    // Names are no way around it.
+    client.send(&[parse(&"n".repeat(2_000), "SELECT 1"), sync()].concat()).await;
+    assert_eq!(client.expect_error().await.0, "08P01");
+}
+
+#[tokio::test]
+async fn settings_that_change_in_a_long_transaction_take_no_memory() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut client = raw(&gate, 1).await;
+    client.query("BEGIN").await;
+    let before = gate.resident_kib();
+    let name = "n".repeat(60);
+    let pair = format!("SET LOCAL application_name = '{name}a'; SET LOCAL application_name = '{name}b';");
+    for _ in 0..30 {
+        assert_eq!(client.query(&pair.repeat(1_000)).await.error, None);
+    }
+    let after = gate.resident_kib();
+    assert!(after < before + 6 * 1024, "{before} to {after} KiB");
+}
+
+#[tokio::test]
+async fn everyone_who_waits_gets_a_server_while_there_is_room() {
+    let database = postgres::shared().database().await;
+    let gate =
+        Gate::with(&database).pool_size(10).set("databases.app.pool", "wait_timeout", "\"5s\"").run().await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(raw(&gate, 1).await);
+    }
+    for client in &mut clients {
+        client.send(&message(b'Q', b"SELECT pg_sleep(7)\0")).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer().await.error, None);
+    }
+}
+
+#[tokio::test]
+async fn who_breaks_the_protocol_leaves_nothing_running() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let admin = database.admin().await;
+    for _ in 0..4 {
+        let mut client = raw(&gate, 1).await;
+        client.send(&message(b'Q', b"SELECT pg_sleep(60), 'left'\0")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.send(&message(b'F', b"\0\0\0\0")).await;
+        client.expect_close().await;
+    }
+    let sql = "SELECT count(*)::int FROM pg_stat_activity WHERE query LIKE '%''left''' AND state = 'active' \
+               AND datname = current_database()";
+    eventually("the queries to end", async || {
+        (admin.query_one(sql, &[]).await.unwrap().get::<_, i32>(0) == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flush_with_a_body_costs_nobody_else_a_query() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    for _ in 0..10 {
+        let mut client = raw(&gate, 1).await;
+        client.send(&[message(b'Q', b"SELECT pg_sleep(0.02)\0"), message(b'H', b"\0")].concat()).await;
+        let mut other = raw(&gate, 1).await;
+        assert_eq!(other.query("SELECT 'b'").await.rows[0][0].as_deref(), Some("b"));
+        let mut stranger = raw(&gate, 2).await;
+        assert_eq!(stranger.query("SELECT 'c'").await.rows[0][0].as_deref(), Some("c"));
+    }
+}
+
+#[tokio::test]
+async fn half_a_row_is_not_completed_by_words_of_ours() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut client = raw(&gate, 1).await;
+    let pid = client.query("SELECT pg_backend_pid()").await.rows[0][0].clone().unwrap();
+    client.send(&message(b'Q', b"SELECT repeat('x', 60000000)\0")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let sql = format!("SELECT pg_terminate_backend({pid})");
+    database.admin().await.simple_query(&sql).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut read = Vec::new();
+    // It ends in the middle, by a reset perhaps.
+    let _ = tokio::io::AsyncReadExt::read_to_end(client.stream(), &mut read).await;
+    let row = read.iter().position(|byte| *byte == b'x').expect("the row");
+    let rest = &read[row..];
+    let is_whole = rest.len() >= 60_000_000;
+    assert!(
+        is_whole || rest.iter().all(|byte| *byte == b'x'),
+        "{:?}",
+        &rest[rest.len().saturating_sub(300)..]
+    );
+}
+
+#[tokio::test]
+async fn a_sync_while_a_copy_reads_is_the_copys() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut client = raw(&gate, 1).await;
+    let pause = Duration::from_millis(100);
+    for end in [message(b'c', b""), message(b'f', b"no\0")] {
+        client
+            .send(&[parse("", "COPY notes FROM STDIN"), bind(""), execute(), message(b'H', b"")].concat())
+            .await;
+        tokio::time::sleep(pause).await;
+        client.send(&sync()).await;
+        tokio::time::sleep(pause).await;
+        client.send(&[message(b'd', b"777\tx\n"), end, sync()].concat()).await;
+        client.answer().await;
+        assert_eq!(client.query("SELECT 'next'").await.rows[0][0].as_deref(), Some("next"));
+        let mut other = raw(&gate, 2).await;
+        assert_eq!(other.query("DELETE FROM notes WHERE id = 777").await.error, None);
+    }
+}
