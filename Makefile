@@ -35,9 +35,9 @@ lint: ## format, clippy; cargo-deny and shellcheck where they are installed
 	@if command -v shellcheck >/dev/null; then find . -name '*.sh' -not -path './target/*' -exec shellcheck -s bash {} + \
 	&& shellcheck .ci/run; else echo "shellcheck is not installed: scripts are not checked"; fi
 
-bench: ## throughput and latency, side by side with a direct connection
-	@deploy/prerequisites.sh psql
-	benches/side_by_side.sh
+bench: ## throughput, CPU, memory and the goals, side by side with other poolers (ARGS="--rounds 3 --pg-doorman PATH")
+	@deploy/prerequisites.sh psql pgbench openssl strace $(if $(findstring pgbouncer,$(ARGS)),,pgbouncer)
+	benches/side_by_side.sh $(ARGS)
 
 clean: ## removes what was built
 	cargo clean

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Installs what building and running need and this machine lacks: Rust, a C compiler, PostgreSQL; psql if asked for.
-# Usage: deploy/prerequisites.sh [psql]
+# Installs what building and running need and this machine lacks: Rust, a C compiler, PostgreSQL; and what is asked for.
+# Usage: deploy/prerequisites.sh [psql | pgbench | pgbouncer | openssl | strace]...
 set -euo pipefail
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-has_postgres() {
-    local dir dirs=("${PGTENANT_PG_BIN:-}")
+has_postgres() { # programs
+    local dir program dirs=("${PGTENANT_PG_BIN:-}")
     local IFS=:
     # shellcheck disable=SC2206 # split at colons is what PATH is for
     dirs+=($PATH)
     dirs+=(/usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin)
     for dir in "${dirs[@]}"; do
-        if [ -n "$dir" ] && [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ]; then return 0; fi
+        [ -n "$dir" ] || continue
+        for program in "$@"; do [ -x "$dir/$program" ] || continue 2; done
+        return 0
     done
     return 1
 }
@@ -22,11 +24,20 @@ has_postgres() {
 # What is missing, in our own words.
 missing=()
 command -v cc >/dev/null || missing+=(compiler)
-has_postgres || missing+=(postgres)
-[ "${1:-}" != psql ] || command -v psql >/dev/null || missing+=(psql)
+has_postgres initdb postgres || missing+=(postgres)
+for wanted in "$@"; do
+    case $wanted in
+    pgbench) has_postgres initdb postgres psql pgbench || missing+=(pgbench) ;;
+    # Linux alone has it.
+    strace) command -v strace >/dev/null || [ "$(uname)" != Linux ] || missing+=(strace) ;;
+    # Debian has pgbouncer where only root looks.
+    psql | pgbouncer | openssl) PATH=$PATH:/usr/sbin command -v "$wanted" >/dev/null || missing+=("$wanted") ;;
+    *) echo "$0: $wanted is not known" >&2 && exit 2 ;;
+    esac
+done
 command -v cargo >/dev/null || command -v curl >/dev/null || missing+=(curl)
 
-# The package of each manager: manager, then compiler, postgres, psql, curl.
+# The package of each manager: manager, then what is missing.
 package() {
     case $1-$2 in
     apt-compiler) echo build-essential ;;
@@ -41,7 +52,11 @@ package() {
     brew-compiler) echo gcc ;;
     brew-postgres) echo postgresql@17 ;;
     brew-psql) echo libpq ;;
-    *-curl) echo curl ;;
+    apt-pgbench) echo postgresql ;;
+    dnf-pgbench) echo postgresql-contrib ;;
+    apk-pgbench) echo postgresql-client ;;
+    brew-pgbench) echo postgresql@17 ;;
+    *) echo "$2" ;;
     esac
 }
 
@@ -59,6 +74,10 @@ install() {
             echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
         fi
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+        # Its package starts it, on the port of our demo.
+        case " ${packages[*]} " in
+        *" pgbouncer "*) [ ! -d /run/systemd/system ] || as_root systemctl disable -q --now pgbouncer ;;
+        esac
         ;;
     dnf) as_root dnf install -y -q "${packages[@]}" ;;
     apk) as_root apk add -q "${packages[@]}" ;;

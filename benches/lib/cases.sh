@@ -1,0 +1,232 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154,SC2034 # variables are shared with benches/side_by_side.sh
+# What is measured, and the goals.
+#
+# case_NAME says what a case is: its title, numbers of clients, targets, to which of them the others are compared, and its
+# goals. run_NAME measures it, and report_NAME prints it; for most that is `run_rounds` and `report_rounds`, with a function
+# that sets `command` and `served` (the process whose CPU time counts) for one run.
+
+every_case=(idle prepared simple extended rows_1000 rls_plain rls_sealed seal tls calls)
+usual_cases=(idle prepared simple rows_1000 rls_plain rls_sealed seal tls calls)
+
+# At least so many times the throughput of another: the case, who, of whom, how many.
+ratio_goals=(
+  'prepared pgtenant pgbouncer 1.0'
+  'simple pgtenant pgbouncer 1.0'
+  'extended pgtenant pgbouncer 1.0'
+  'rows_1000 pgtenant pgbouncer 1.0'
+  'rls_plain pgtenant_rls pgtenant_pooling 0.9'
+  'rls_plain pgtenant_rls pgbouncer_set_local 2.5'
+  'rls_sealed pgtenant_sealed pgbouncer_set_local 2.0'
+  'tls pgtenant_tls pgbouncer_tls 1.0'
+)
+seal_goal_us=15
+idle_goal_mib=60
+
+idle_clients=10000
+seal_calls=20000 # of the check in one EXPLAIN
+
+# Why a case cannot be measured here; nothing if it can.
+obstacle() {
+  case $1 in
+    rls_plain | rls_sealed | seal) ((with_pgtenant)) || printf 'needs pgtenant' ;;
+    tls) command -v openssl >/dev/null || printf 'needs openssl' ;;
+    calls) command -v strace >/dev/null || printf 'needs strace' ;;
+    idle)
+      # Sockets of the clients on both sides, each in a process of its own, and some hundred for all else.
+      (($(ulimit -n | sed s/unlimited/1000000/) >= idle_clients + 300)) ||
+        printf 'needs %s open files in a process, the limit is %s' $((idle_clients + 300)) "$(ulimit -Hn)"
+      ;;
+  esac
+}
+
+# ---------------------------------------------------------------- pgbench
+
+pgbench_command() { pgbench_words "$1" "$2" -T "$3" -P 1; } # target clients seconds
+
+pgbench_words() { # target clients, then how long
+  local target=$1 clients=$2 database=bench jobs=2
+  shift 2
+  ! in_session_mode "$target" "$case_mode" || database=bench_session
+  ((clients > 1)) || jobs=1
+  served=$target
+  command=(env PGPASSWORD="$password" PGSSLMODE="$case_sslmode" "$pg_bin/pgbench" -n -M "$case_mode" -c "$clients" -j "$jobs"
+    "$@" -f "$case_script" -h 127.0.0.1 -p "${port_of[$target]}" -U "$role" "$database")
+}
+
+one_row() { # mode, numbers of clients
+  case_mode=$1 case_sslmode=disable
+  read -ra case_clients <<<"${clients_list:-$2}"
+  case_targets=(direct "${poolers[@]}") case_base=pgbouncer
+  case_command=pgbench_command case_script=$work/one_row.sql
+  cat >"$case_script" <<SQL
+\\set aid random(1, 100000 * $scale)
+select abalance from pgbench_accounts where aid = :aid;
+SQL
+}
+
+case_prepared() {
+  case_title="One row by primary key, prepared statement, tenancy = \"none\""
+  one_row prepared '1 16 64 200'
+}
+case_simple() {
+  case_title="One row by primary key, simple protocol, tenancy = \"none\""
+  one_row simple '1 16 64'
+}
+case_extended() {
+  case_title="One row by primary key, parsed anew each time, tenancy = \"none\""
+  one_row extended '1 16 64'
+}
+
+case_rows_1000() {
+  one_row prepared ''
+  case_title="1,000 rows of about 100 bytes, prepared statement, tenancy = \"none\""
+  case_clients=(8) case_script=$work/rows_1000.sql
+  cat >"$case_script" <<SQL
+\\set first random(1, 100000 * $scale - 999)
+\\set last :first + 999
+select aid, bid, abalance, filler from pgbench_accounts where aid between :first and :last;
+SQL
+}
+
+case_tls() {
+  one_row prepared ''
+  case_title="One row by primary key, prepared statement, TLS between client and pooler"
+  case_clients=(16) case_sslmode=require case_base=pgbouncer_tls case_targets=(direct)
+  ((!with_pgbouncer)) || case_targets+=(pgbouncer_tls)
+  ((!with_pgtenant)) || case_targets+=(pgtenant_tls)
+}
+
+# ---------------------------------------------------------------- organizations
+#
+# By benches/load, all targets alike: pgbench has one password for all its clients. "100/16": a client for each of the 100
+# organizations, of which 16 at a time have a transaction, so that servers change hands; "16": as many organizations,
+# others in every round.
+
+load_command() { # target clients seconds
+  local database=bench user=$tenant table clients=${2%/*} how=(--isolated) file=passwords
+  case $1 in
+    pgbouncer_set_local) served=pgbouncer table=items_set_local how+=(--set-local app.org) ;;
+    pgtenant_pooling) served=pgtenant table=items_open how=() user=$role ;;
+    pgtenant_rls) served=pgtenant table=items_plain file=tokens ;;
+    pgtenant_sealed) served=pgtenant table=items_sealed file=tokens ;;
+  esac
+  ! in_session_mode "$served" prepared || database=bench_session
+  command=("$load" run --address "127.0.0.1:${port_of[$served]}" --user "$user" --database "$database"
+    --organizations "$work/$file" --table "$table" --clients "$clients" --at-once "${2#*/}"
+    --first $(((round - 1) * clients)) --seconds "$3" "${how[@]}")
+}
+
+tenants() { # targets of pgtenant
+  case_clients=(16 100/16) case_base=pgbouncer_set_local case_command=load_command case_mode=prepared
+  case_targets=()
+  ((!with_pgbouncer)) || case_targets+=(pgbouncer_set_local)
+  case_targets+=("$@")
+}
+case_rls_plain() {
+  case_title="One row by primary key under RLS, $organizations organizations, a policy on a plain setting"
+  tenants pgtenant_pooling pgtenant_rls
+  case_notes=(
+    'pgbouncer_set_local: the application sends BEGIN; SET LOCAL app.org; SELECT; COMMIT, policy on current_setting(app.org)'
+    'pgtenant_pooling: the same SELECT on a table without RLS, tenancy = "none"'
+    'pgtenant_rls: tokens; the policy takes the organization out of the seal without checking it'
+  )
+}
+case_rls_sealed() {
+  case_title="One row by primary key under RLS, $organizations organizations, the seal checked in every query"
+  tenants pgtenant_pooling pgtenant_sealed
+  case_notes=(
+    'pgbouncer_set_local, pgtenant_pooling: as above'
+    'pgtenant_sealed: tokens; the policy is on (SELECT pgtenant.organization_id())'
+  )
+}
+
+# ---------------------------------------------------------------- the seal's check, in the server itself
+
+case_seal() { case_title="What the seal's check costs in PostgreSQL"; }
+
+# Milliseconds that PostgreSQL needs for so many calls of an expression.
+execution_time() {
+  PGOPTIONS='' sql "${port_of[pgtenant]}" "$tenant" "$(sed -n '1s/^[^ ]* \([^ ]*\) .*/\1/p' "$work/tokens")" bench <<SQL |
+explain (analyze, timing off) select count($1) from generate_series(1, $seal_calls);
+SQL
+    sed -n 's/^Execution Time: \([0-9.]*\) ms$/\1/p'
+}
+
+run_seal() {
+  local round checked plain
+  for ((round = 1; round <= rounds; round++)); do
+    checked=$(execution_time 'pgtenant.organization_id()')
+    plain=$(execution_time "current_setting('pgtenant.seal')")
+    [[ -n $checked && -n $plain ]] || die "cannot read PostgreSQL's execution time"
+    printf '%s %s\n' "$checked" "$plain" >>"$work/seal.times"
+    say "$(printf 'seal      %s calls, round %s/%s: %s ms, a plain setting %s ms' "$seal_calls" "$round" "$rounds" "$checked" "$plain")"
+  done
+  awk -v n="$seal_calls" '{ print ($1 - $2) * 1000 / n, $1 * 1000 / n, $2 * 1000 / n }' "$work/seal.times" >"$work/seal.us"
+  goal_at_most seal - 'a check of the seal' "$(column_median 1 "$work/seal.us")" "$seal_goal_us" us
+}
+
+report_seal() {
+  printf '| SELECT | us/call |\n|---|---:|\n'
+  printf '| pgtenant.organization_id() | %.2f |\n' "$(column_median 2 "$work/seal.us")"
+  printf "| current_setting('pgtenant.seal') | %.2f |\n" "$(column_median 3 "$work/seal.us")"
+  printf '| difference | %.2f |\n\n' "$(column_median 1 "$work/seal.us")"
+  printf 'EXPLAIN (ANALYZE, TIMING OFF) of %s calls in one query, medians of the rounds. A query of one policy has one such call.\n' \
+    "$seal_calls"
+}
+
+# ---------------------------------------------------------------- idle clients
+
+case_idle() { case_title="$idle_clients idle clients, signed in by SCRAM"; }
+
+run_idle() {
+  local target memory
+  for target in "${poolers[@]}"; do
+    say "idle      $idle_clients clients sign in to $target"
+    start_anew "$target"
+    "$load" idle --address "127.0.0.1:${port_of[$target]}" --user "$role" --database bench --organizations "$work/passwords" \
+      --clients "$idle_clients" --pid "${pid_of[$target]}" >"$work/idle.out" 2>"$work/err" &
+    bench_pid=$!
+    wait "$bench_pid" || die "not all clients could sign in to $target"
+    bench_pid=''
+    memory=$(sed -n 's/^VmRSS [a-z]*: \([0-9]*\) kB$/\1/p' "$work/idle.out")
+    # shellcheck disable=SC2086 # before and after
+    printf '%s %s %s\n' "$target" $memory >>"$work/idle"
+    if [[ $target == pgtenant ]]; then
+      goal_at_most idle "$idle_clients" pgtenant "$(awk '$1 == "pgtenant" { print $3 / 1024 }' "$work/idle")" "$idle_goal_mib" MiB
+    fi
+    # What so many clients left in memory is no matter of the other cases.
+    start_anew "$target"
+  done
+}
+
+report_idle() {
+  printf '| target | before, MiB | with the clients, MiB | KiB/client |\n|---|---:|---:|---:|\n'
+  awk -v n="$idle_clients" '{ printf "| %s | %.1f | %.1f | %.2f |\n", $1, $2 / 1024, $3 / 1024, ($3 - $2) / n }' "$work/idle"
+  printf '\nVmRSS of a new process, and 3 s after the last client signed in; all are still signed in then.\n'
+}
+
+# ---------------------------------------------------------------- system calls
+
+case_calls() { case_title="System calls per transaction, 16 clients"; }
+
+run_calls() {
+  local mode target
+  for mode in prepared simple; do
+    "case_$mode"
+    for target in "${poolers[@]}"; do
+      ! in_session_mode "$target" "$mode" || continue
+      calls_per_transaction "$target" || { leave_out "calls" "strace may not attach here" && return; }
+      printf '%s %s %s\n' "$mode" "$target" "$calls" >>"$work/calls"
+      say "$(printf '%-9s 16 clients, %s: %.2f system calls per transaction' "$mode" "$target" "$calls")"
+    done
+  done
+}
+
+report_calls() {
+  [[ -s $work/calls ]] || return 0
+  printf '| mode | target | system calls/transaction |\n|---|---|---:|\n'
+  awk '{ printf "| %s | %s | %.2f |\n", $1, $2, $3 }' "$work/calls"
+  printf '\nstrace -c -f on the pooler, not in the timed runs: a run of %s transactions less one of 16. Being traced slows the\n' $((16 * 501))
+  printf 'pooler down, so more has come in at each of its reads than in the timed runs, or less.\n'
+}
