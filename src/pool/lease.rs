@@ -192,6 +192,40 @@ impl Pool {
         }
     }
 
+    /// The same where nothing has to be waited for: a server that serves these terms, or a clean one, is idle.
+    pub fn lease_at_once(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Option<BoundServer> {
+        let now = SystemTime::now();
+        let mut server = {
+            let mut state = self.lock();
+            let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
+            let Choice::Take { index, grow: false } = shelf::choose(offers, true) else { return None };
+            self.take_idle(&mut state, index, terms, now)
+        };
+        let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
+        if !alive || server.rehome(shard).is_err() {
+            return None;
+        }
+        let metrics = &self.settings.metrics;
+        match server {
+            Idle::Used(used) => {
+                metrics.reused.increment(1);
+                Some(used.reuse())
+            }
+            Idle::Clean(clean, _) => {
+                metrics.bound.increment(1);
+                self.bind(clean, terms).ok()
+            }
+        }
+    }
+
+    fn take_idle(&self, state: &mut State, index: usize, terms: &Terms, now: SystemTime) -> Idle {
+        let server = state.idle.remove(index);
+        if !matches!(&server, Idle::Used(used) if used.serves(terms.digest(), now)) {
+            state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
+        }
+        server
+    }
+
     fn bind(&self, server: CleanServer, terms: &Terms) -> Result<BoundServer, Report> {
         let sealed = self.seal(server.pid(), terms)?;
         let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, *context));
@@ -258,10 +292,7 @@ impl Pool {
         let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
         match shelf::choose(offers, has_room) {
             Choice::Take { index, grow } => {
-                let server = state.idle.remove(index);
-                if !matches!(&server, Idle::Used(used) if used.serves(terms.digest(), now)) {
-                    state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
-                }
+                let server = self.take_idle(&mut state, index, terms, now);
                 if grow && state.opening == 0 {
                     self.open(&mut state, shard);
                 }

@@ -183,7 +183,7 @@ pub enum Unclean {
 }
 
 /// A server with nothing of anyone on it: its last cleaning (or its start) was acknowledged without an error.
-pub struct CleanServer(Core);
+pub struct CleanServer(Box<Core>);
 
 impl CleanServer {
     /// Makes a signed-in connection ready for its first binding.
@@ -196,7 +196,8 @@ impl CleanServer {
         place: Place,
         max_age: Duration,
     ) -> Result<Self, Unclean> {
-        let mut core = Core {
+        // Boxed: a server changes hands many times.
+        let mut core = Box::new(Core {
             stream: dialled.stream,
             incoming: dialled.incoming,
             outgoing: BytesMut::new(),
@@ -206,7 +207,7 @@ impl CleanServer {
             retires: Instant::now() + spread(max_age)?,
             shard,
             _place: place,
-        };
+        });
         statements::prepare(&mut core.outgoing);
         core.acknowledge_in_time(|kind, _| kind == tag::READY_FOR_QUERY).await?;
         Ok(Self(core))
@@ -259,7 +260,7 @@ impl CleanServer {
 
 /// A server under a client's context: the only thing that carries client bytes.
 pub struct BoundServer {
-    core: Core,
+    core: Box<Core>,
     digest: TermsDigest,
     lapse: Option<Lapse>,
     state: LeaseState,
@@ -434,7 +435,7 @@ impl BoundServer {
 
 /// A server that someone used: it serves the same terms again, or is cleaned.
 pub struct UsedServer {
-    core: Core,
+    core: Box<Core>,
     digest: TermsDigest,
     lapse: Option<Lapse>,
     is_dirty: bool,

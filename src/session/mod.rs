@@ -50,16 +50,19 @@ pub async fn serve(gate: Arc<Gate>, socket: Socket, peer: Peer, shard: Shard) {
         }
     };
     let opening = Opening::new(gate, socket, peer, shard);
-    let signed_in = tokio::time::timeout_at(deadline, async {
-        let login = opening.run().await?;
-        login.run().await
+    // Boxed: what signing in takes is given back when it is over.
+    let signed_in = Box::pin(async move {
+        let signed_in = tokio::time::timeout_at(deadline, async {
+            let login = opening.run().await?;
+            login.run().await
+        });
+        tokio::select! {
+            signed_in = signed_in => signed_in,
+            () = closing => Ok(None),
+        }
     });
-    let signed_in = tokio::select! {
-        signed_in = signed_in => signed_in,
-        () = closing => return,
-    };
-    match signed_in {
-        Ok(Some(relay)) => relay.run().await,
+    match signed_in.await {
+        Ok(Some(relay)) => Box::pin(relay.run()).await,
         Ok(None) => {} // told why, or a cancel request dealt with
         Err(_) => tracing::info!(%peer, "a client did not sign in within sign_in_timeout"),
     }

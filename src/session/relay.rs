@@ -105,7 +105,7 @@ impl Relay {
         let _arrived = pool.metrics().arrive();
         let end = self.serve().await;
         if let Some(server) = self.held.take() {
-            self.let_go(server).await;
+            Box::pin(self.let_go(server)).await;
         }
         match end {
             Ok(()) => farewell::close(self.client.stream, self.client.outgoing).await,
@@ -204,7 +204,7 @@ impl Relay {
         if !self.is_current() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "token expired")
                 .hint("Connect again with a current token.");
-            return self.refuse(&report).await;
+            return Box::pin(self.refuse(&report)).await;
         }
         let leased = match self.held.take() {
             Some(mut server) => {
@@ -212,11 +212,15 @@ impl Relay {
                 self.lost_settings.clear();
                 Ok(server)
             }
-            None => self.lease().await,
+            // Boxed: most of the time there is no waiting.
+            None => match self.pool.lease_at_once(&self.terms, self.shard) {
+                Some(server) => Ok(server),
+                None => Box::pin(self.lease()).await,
+            },
         };
         let server = match leased {
             Ok(server) => server,
-            Err(Unserved::Refused(report)) => return self.refuse(&report).await,
+            Err(Unserved::Refused(report)) => return Box::pin(self.refuse(&report)).await,
             Err(Unserved::Gone) => {
                 return Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"));
             }
@@ -238,7 +242,7 @@ impl Relay {
             End::Over(over)
                 if self.pool.mode() == PoolMode::Session && !self.client.requests.is_terminated() =>
             {
-                self.held = self.keep(server, &over, changes).await;
+                self.held = Box::pin(self.keep(server, &over, changes)).await;
                 if self.held.is_none() {
                     return Err(Report::new(
                         Sqlstate::CONNECTION_FAILURE,
@@ -249,7 +253,7 @@ impl Relay {
                 Ok(())
             }
             End::Over(_) if self.pool.mode() == PoolMode::Session => {
-                self.let_go(server).await;
+                Box::pin(self.let_go(server)).await;
                 Ok(())
             }
             End::Over(over) => {
@@ -360,6 +364,18 @@ impl Relay {
         // A SET that was prepared in an earlier turn, or cannot be read, may have changed more than is told.
         let is_told = touched.session && !touched.opaque && changes.sets <= touched.seen() && !is_hidden;
         let names = touched.names.clone();
+        Box::pin(self.inquire(server, over, changes, is_told, names)).await
+    }
+
+    /// Asks PostgreSQL which settings the client's session has.
+    async fn inquire(
+        &mut self,
+        mut server: BoundServer,
+        over: &TransactionOver,
+        changes: &Changes,
+        is_told: bool,
+        names: BTreeSet<String>,
+    ) -> Option<BoundServer> {
         self.hand_over().await;
         match server.settings(over, &names).await {
             Ok(found) => {
