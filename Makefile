@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test drivers soak lint bench clean
+.PHONY: help demo test traffic drivers soak lint bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ test: ## all tests, against every PostgreSQL version there is
 	@deploy/prerequisites.sh psql
 	@tests/postgres-versions.sh
 	cargo test --locked
+
+traffic: ## the tests of large traffic at full size: values of 1 GB, COPYs of 10 GB
+	@deploy/prerequisites.sh psql
+	TRAFFIC_MB=10000 cargo test --locked --release --test it -- traffic --test-threads 1
 
 drivers: ## real drivers and their own test suites, directly and through the proxy (ARGS="--only 'asyncpg;pgx'")
 	@deploy/prerequisites.sh psql

@@ -9,16 +9,18 @@
 every_case=(idle prepared simple extended rows_1000 rls_plain rls_sealed seal tls calls)
 usual_cases=(idle prepared simple rows_1000 rls_plain rls_sealed seal tls calls)
 
-# At least so many times the throughput of another: the case, who, of whom, how many.
+# So many times the figure of another, or at most so many: the case, for how many clients (- for all), who, of whom,
+# which figure, least or most, how many.
 ratio_goals=(
-  'prepared pgtenant pgbouncer 1.0'
-  'simple pgtenant pgbouncer 1.0'
-  'extended pgtenant pgbouncer 1.0'
-  'rows_1000 pgtenant pgbouncer 1.0'
-  'rls_plain pgtenant_rls pgtenant_pooling 0.9'
-  'rls_plain pgtenant_rls pgbouncer_set_local 2.5'
-  'rls_sealed pgtenant_sealed pgbouncer_set_local 2.0'
-  'tls pgtenant_tls pgbouncer_tls 1.0'
+  'prepared 16 pgtenant pgbouncer tps least 1.15'
+  'prepared 16 pgtenant pgbouncer cpu most 0.9'
+  'prepared 200 pgtenant pgbouncer tps least 1.2'
+  'simple 1 pgtenant pgbouncer latency most 1.0'
+  'rows_1000 - pgtenant pgbouncer tps least 1.1'
+  'rls_plain - pgtenant_rls pgtenant_pooling tps least 0.9'
+  'rls_plain - pgtenant_rls pgbouncer_set_local tps least 2.5'
+  'rls_sealed - pgtenant_sealed pgbouncer_set_local tps least 2.0'
+  'tls - pgtenant_tls pgbouncer_tls tps least 1.15'
 )
 seal_goal_us=15
 idle_goal_mib=60

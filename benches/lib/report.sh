@@ -17,13 +17,17 @@ goal_at_most() { # case clients who figure limit unit
 }
 
 judge_ratios() { # case
-  local each case target base least
+  local each case clients target base figure side limit
   for each in "${ratio_goals[@]}"; do
-    read -r case target base least <<<"$each"
+    read -r case clients target base figure side limit <<<"$each"
     [[ $case == "$1" ]] || continue
-    with_median -f "$lib/rounds.awk" -v only="$case" -v target="$target" -v base="$base" "$work/results" |
-      awk -F '\t' -v name="$case" -v what="$target: at least $least x $base" -v least="$least" -v OFS='\t' '
-        { print name, $1, what, sprintf("%.2f x", $2), ($2 >= least) ? "yes" : "no" }' >>"$work/goals"
+    with_median -f "$lib/rounds.awk" -v only="$case" -v target="$target" -v base="$base" -v figure="$figure" \
+      "$work/results" |
+      awk -F '\t' -v name="$case" -v only="$clients" -v what="$target: at $side $limit x $base, $figure" -v side="$side" \
+        -v limit="$limit" -v OFS='\t' '
+        only != "-" && $1 != only { next }
+        { print name, $1, what, sprintf("%.2f x", $2), (side == "least" ? $2 >= limit : $2 <= limit) ? "yes" : "no" }' \
+        >>"$work/goals"
   done
 }
 

@@ -18,13 +18,14 @@ $1 != only { next }
   if ($7 != "-") cpu[key] = cpu[key] " " $7
   if ($5 + 0 < low[key] + 0) low[key] = $5
   if ($5 + 0 > high[key] + 0) high[key] = $5
-  at[key, $3] = $5
+  # What is compared: throughput, unless -v figure says latency or cpu.
+  at[key, $3] = figure == "cpu" ? $7 : figure == "latency" ? $6 : $5
   if ($3 > last) last = $3
 }
 
 # The median of the ratios within each round.
 function ratio(key, peer,   r, ratios) {
-  for (r = 1; r <= last; r++) ratios = ratios " " at[key, r] / at[peer, r]
+  for (r = 1; r <= last; r++) if (at[peer, r] + 0 > 0) ratios = ratios " " at[key, r] / at[peer, r]
   return median(ratios)
 }
 

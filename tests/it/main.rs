@@ -24,6 +24,7 @@ mod settings;
 mod sign_in;
 mod strangers;
 mod tls;
+mod traffic;
 mod transactions;
 mod unix;
 mod versions;
