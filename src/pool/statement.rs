@@ -22,6 +22,8 @@ const MAX_SHARED_BYTES: usize = 64 * 1024 * 1024;
 pub struct Statement {
     /// Unique in the process.
     pub id: u64,
+    /// Its name on servers.
+    pub server_name: Box<[u8]>,
     /// What follows the name in Parse.
     pub text_and_types: Box<[u8]>,
     /// What its text does to the session, where string constants are standard.
@@ -64,6 +66,7 @@ impl Statement {
         let effects = Effects::of(text, true);
         Self {
             id,
+            server_name: format!("pgtenant_{id}").into_bytes().into(),
             text_and_types: text_and_types.into(),
             effects,
             outdated: AtomicBool::new(false),
@@ -92,11 +95,6 @@ impl Statement {
     /// Whether PostgreSQL has said that its result type changed.
     pub fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::Relaxed)
-    }
-
-    /// Its name on servers.
-    pub fn server_name(&self) -> String {
-        format!("pgtenant_{}", self.id)
     }
 }
 

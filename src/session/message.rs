@@ -1,6 +1,8 @@
 //! One message of a client's on its way to a server: statement names translated, what cannot work refused.
 
-use bytes::BytesMut;
+use std::sync::Arc;
+
+use bytes::{BufMut as _, BytesMut};
 
 use super::permitted::{self, MAX_STATEMENT, check_statement_length};
 use super::prepared::{self, ClientStatements};
@@ -9,7 +11,7 @@ use crate::config::PoolMode;
 use crate::net::buffer::{BUFFER_SIZE, Buffer};
 use crate::pool::due::{Deallocated, Due, Said, Special};
 use crate::pool::server::BoundServer;
-use crate::pool::statement::Registry;
+use crate::pool::statement::{Registry, Statement};
 use crate::tenancy::statements::OWN_PREFIX;
 use crate::tenancy::text::{Deallocates, Effects, Watch};
 use crate::wire::frame::{HEADER, Header, split_cstr};
@@ -179,8 +181,7 @@ impl Message<'_> {
     }
 
     /// Sees what a statement will do when it is executed; an error if it is not to be.
-    fn foresee(&mut self, name: &[u8]) -> Option<Report> {
-        let named = self.statements.get(name).filter(|_| !name.is_empty());
+    fn foresee(&mut self, name: &[u8], named: Option<&Statement>) -> Option<Report> {
         self.requests.deallocates = None;
         let reread;
         let effects = match (named, self.statements.unnamed()) {
@@ -226,8 +227,12 @@ impl Message<'_> {
         check_statement_length(self.header, incoming)?;
         match split_cstr(self.body(incoming)).map(|(name, _)| name.to_vec()) {
             Some(name) if name.len() > MAX_NAME => return Err(Violation::Malformed(tag::PARSE).into()),
-            Some(name) if self.is_uncertain(&name) => return Ok(Taken::NeedsMore),
-            Some(_) => {}
+            Some(name) => {
+                let known = self.statements.get(&name).cloned();
+                if self.is_uncertain(&name, known.as_deref()) {
+                    return Ok(Taken::NeedsMore);
+                }
+            }
             None if !self.is_whole(incoming) && self.body(incoming).len() <= MAX_NAME => {
                 return self.more(incoming);
             }
@@ -285,27 +290,25 @@ impl Message<'_> {
             }
             return self.more(incoming);
         };
-        let (portal, statement) = (portal.to_vec(), statement.to_vec());
-        if self.is_uncertain(&statement) || self.is_doubtful(&statement) {
+        let known = self.statements.get(statement).cloned();
+        if self.is_uncertain(statement, known.as_deref()) || self.is_doubtful(known.as_ref()) {
             return Ok(Taken::NeedsMore);
         }
-        if let Some(report) = self.foresee(&statement) {
+        if let Some(report) = self.foresee(statement, known.as_deref()) {
             return Ok(self.refuse(&report));
         }
-        let id = self.statements.get(&statement).map(|shared| shared.id);
-        let server_name = self.ensure(&statement);
-        let length = 4 + portal.len() + 1 + server_name.len() + 1 + (self.header.body - names_length);
-        let mut head = Vec::with_capacity(HEADER + portal.len() + server_name.len() + 2);
-        head.push(tag::BIND);
-        head.extend((length as u32).to_be_bytes());
-        head.extend(portal);
-        head.push(0);
-        head.extend(server_name);
-        head.push(0);
-        self.server.carry(&head);
-        self.server.owe(Due::Bind(id));
-        incoming.consume(HEADER + names_length);
+        self.ensure(statement, known.as_ref());
+        let [prefix, server_name] = server_name(statement, known.as_deref());
         let rest = self.header.body - names_length;
+        let length = 4 + portal.len() + 1 + prefix.len() + server_name.len() + 1 + rest;
+        let out = self.server.outgoing();
+        out.put_u8(tag::BIND);
+        out.put_u32(length as u32);
+        for part in [portal, &[0], prefix, server_name, &[0]] {
+            out.put_slice(part);
+        }
+        self.server.owe(Due::Bind(known.map(|known| known.id)));
+        incoming.consume(HEADER + names_length);
         self.requests.body = (rest > 0).then_some((rest, true));
         self.requests.stream_body(incoming, self.server);
         Ok(Taken::Done)
@@ -330,7 +333,8 @@ impl Message<'_> {
         if target != tag::TARGET_STATEMENT {
             return self.stream(incoming, Some(if is_close { Due::Close } else { Due::Describe(None) }));
         }
-        if self.is_uncertain(name) {
+        let statement = self.statements.get(name).cloned();
+        if self.is_uncertain(name, statement.as_deref()) {
             return Ok(Taken::NeedsMore);
         }
         if is_close && !name.is_empty() {
@@ -344,20 +348,20 @@ impl Message<'_> {
             *self.server.unnamed_is_ours() = true; // it will be gone, which is what the client wants to find
             return self.stream(incoming, Some(Due::CloseUnnamed));
         }
-        if self.is_doubtful(name) {
+        if self.is_doubtful(statement.as_ref()) {
             return Ok(Taken::NeedsMore);
         }
-        let statement = self.statements.get(name).cloned();
         if statement.as_ref().is_some_and(|statement| statement.is_outdated()) {
             return Ok(self.refuse(&prepared::outdated()));
         }
-        let server_name = self.ensure(name);
-        let mut message = vec![self.header.tag];
-        message.extend((4 + 1 + server_name.len() as u32 + 1).to_be_bytes());
-        message.push(target);
-        message.extend(server_name);
-        message.push(0);
-        self.server.carry(&message);
+        self.ensure(name, statement.as_ref());
+        let [prefix, server_name] = server_name(name, statement.as_deref());
+        let out = self.server.outgoing();
+        out.put_u8(self.header.tag);
+        out.put_u32((4 + 1 + prefix.len() + server_name.len() + 1) as u32);
+        for part in [&[target][..], prefix, server_name, &[0]] {
+            out.put_slice(part);
+        }
         self.server.owe(Due::Describe(statement));
         incoming.consume(self.header.frame());
         Ok(Taken::Done)
@@ -371,16 +375,15 @@ impl Message<'_> {
     }
 
     /// Whether what a name means, or whether the server has it, must wait for the answers to an earlier batch.
-    fn is_uncertain(&mut self, name: &[u8]) -> bool {
+    fn is_uncertain(&mut self, name: &[u8], known: Option<&Statement>) -> bool {
         let ledger = self.server.ledger();
-        ledger.is_uncertain(name)
-            || self.statements.get(name).is_some_and(|known| ledger.is_placing(known.id))
+        ledger.is_uncertain(name) || known.is_some_and(|known| ledger.is_placing(known.id))
     }
 
     /// Whether a statement's result may be another one than its client was told, because something was altered since. The
     /// server is asked then, and what is sent next waits for the answer: once for a statement and a change.
-    fn is_doubtful(&mut self, name: &[u8]) -> bool {
-        let Some(statement) = self.statements.get(name) else { return false };
+    fn is_doubtful(&mut self, statement: Option<&Arc<Statement>>) -> bool {
+        let Some(statement) = statement else { return false };
         let generation = self.registry.generation();
         if !statement.is_doubtful(generation) {
             return false;
@@ -392,31 +395,27 @@ impl Message<'_> {
         if statement.is_outdated() || self.server.has(statement) {
             return false;
         }
-        let statement = statement.clone();
-        self.ensure(name);
-        speak::describe_statement(statement.server_name().as_bytes(), self.server.outgoing());
+        self.place(statement);
+        speak::describe_statement(&statement.server_name, self.server.outgoing());
         speak::flush(self.server.outgoing());
-        self.server.owe(Due::Verify(statement, generation));
+        self.server.owe(Due::Verify(statement.clone(), generation));
         true
     }
 
-    /// The server's name for the client's statement, after making sure that the server has it.
-    fn ensure(&mut self, name: &[u8]) -> Vec<u8> {
-        if name.is_empty() {
-            self.ensure_unnamed();
-            return Vec::new();
+    /// Makes sure that the server has the client's statement.
+    fn ensure(&mut self, name: &[u8], known: Option<&Arc<Statement>>) {
+        match known {
+            _ if name.is_empty() => self.ensure_unnamed(),
+            Some(statement) => self.place(statement),
+            None => {}
         }
-        let Some(statement) = self.statements.get(name) else {
-            // PostgreSQL itself says that there is none (or finds what SQL PREPARE made in this transaction); names of
-            // ours are out of a client's reach.
-            return if name.starts_with(OWN_PREFIX) { [b"?", name].concat() } else { name.to_vec() };
-        };
+    }
+
+    fn place(&mut self, statement: &Arc<Statement>) {
         if !self.server.will_have(statement) {
-            let server_name = statement.server_name();
-            speak::parse_raw(server_name.as_bytes(), &statement.text_and_types, self.server.outgoing());
+            speak::parse_raw(&statement.server_name, &statement.text_and_types, self.server.outgoing());
             self.server.owe(Due::Ensure(statement.clone()));
         }
-        statement.server_name().into_bytes()
     }
 
     fn ensure_unnamed(&mut self) {
@@ -433,5 +432,15 @@ impl Message<'_> {
         }
         self.server.owe(Due::Unnamed);
         *self.server.unnamed_is_ours() = true;
+    }
+}
+
+/// The server's name for a client's statement, in two parts. Where there is none, PostgreSQL itself says so (or finds what
+/// SQL PREPARE made in this transaction); names of ours are out of a client's reach.
+fn server_name<'n>(name: &'n [u8], known: Option<&'n Statement>) -> [&'n [u8]; 2] {
+    match known {
+        Some(statement) => [b"", &statement.server_name],
+        None if name.starts_with(OWN_PREFIX) => [b"?", name],
+        None => [b"", name],
     }
 }

@@ -143,7 +143,7 @@ pub fn pass_parse(name: &[u8], text_and_types: &[u8], statement: Arc<Statement>,
     let is_at_start = server.ledger().is_at_start();
     let name = name.into();
     if !server.will_have(&statement) {
-        speak::parse_raw(statement.server_name().as_bytes(), text_and_types, server.outgoing());
+        speak::parse_raw(&statement.server_name, text_and_types, server.outgoing());
         server.owe(Due::Parse { name, statement });
     } else if is_at_start {
         server.owe(Due::Said(Said::ParseComplete { name }));
