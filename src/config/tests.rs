@@ -44,6 +44,7 @@ fn a_small_configuration_gets_the_contracts_defaults() {
     assert_eq!((config.listen.max_clients, config.listen.sign_in_timeout.as_secs()), (10_000, 15));
     let pool = config.databases["app"].pool;
     assert_eq!((pool.size, pool.wait_timeout.as_secs(), pool.max_age.as_secs()), (20, 5, 3600));
+    assert_eq!((pool.min_idle, config.databases["app"].pool_mode), (0, PoolMode::Transaction));
     assert_eq!(config.databases["app"].dbname, "app");
     assert_eq!(config.roles["app"].tenancy, Tenancy::Required);
     assert_eq!(config.context.seal_keys[0].expose(), (0..32).collect::<Vec<u8>>());
@@ -123,6 +124,16 @@ fn what_does_not_agree_is_said() {
         ("secret = { env = \"TOKEN_SECRET\" }", "jwks_file = \"k\"", "HS256 needs secret"),
         ("audience = [\"pgtenant\"]", "audience = []", "at least one audience"),
         ("[databases.app]", "[databases.pgtenant]", "kept for the console"),
+        (
+            "server = \"main\"",
+            "server = \"main\"\npool_mode = \"sesion\"",
+            "databases.app.pool_mode: must be one of \"session\", \"transaction\", \"statement\"",
+        ),
+        (
+            "server = \"main\"",
+            "server = \"main\"\npool = { size = 3, min_idle = 4 }",
+            "databases.app.pool.min_idle: is more than the pool's size (3)",
+        ),
         ("seal_key = { env = \"PGTENANT_SEAL_KEY\" }", "", "context.seal_key: is missing"),
         ("host = \"127.0.0.1\"", "host = \"h\"\nport = 70000", "whole number from 1 to 65535"),
         ("host = \"127.0.0.1\"", "host = \"h\"\nca = \"none.crt\"", "cannot read folder/none.crt"),

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use pgtenant::cli::demo::throwaway::Options;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::client::{Raw, bind, close, execute, message, parse, raw, sync};
 use crate::harness::eventually;
 use crate::harness::gate::Gate;
-use crate::harness::postgres;
+use crate::harness::postgres::{self, Shared};
 
 const MEGABYTE: usize = 1024 * 1024;
 
@@ -167,4 +168,37 @@ async fn a_sync_while_a_copy_reads_is_the_copys() {
         let mut other = raw(&gate, 2).await;
         assert_eq!(other.query("DELETE FROM notes WHERE id = 777").await.error, None);
     }
+}
+
+/// The postmaster is slow to fork: the request lies in its socket while the query that it meant ends.
+#[tokio::test]
+async fn a_cancel_that_is_late_strikes_nobody_else() {
+    let own = Shared::start(&Options::default());
+    let database = own.database().await;
+    let gate = Gate::with(&database)
+        .pool_size(1)
+        .set("listen", "sign_in_timeout", "\"1s\"")
+        .set("databases.app.pool", "wait_timeout", "\"20s\"")
+        .run()
+        .await;
+    let pid_file = own.server.data_dir().join("postmaster.pid");
+    let postmaster = std::fs::read_to_string(pid_file).unwrap().lines().next().unwrap().to_owned();
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill").args([name, &postmaster]).status().unwrap();
+        assert!(status.success());
+    };
+    let (mut client, mut other) = (raw(&gate, 1).await, raw(&gate, 2).await);
+    client.send(&message(b'Q', b"SELECT pg_sleep(2.5)\0")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    signal("-STOP");
+    let mut asker = Raw::connect(&gate).await;
+    let length = u32::try_from(12 + client.key.len() - 4).unwrap();
+    asker.send(&[&length.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), &client.key].concat()).await;
+    // The other's query waits for the server, whoever has it by then.
+    other.send(&message(b'Q', b"SELECT pg_sleep(1.5), 'mine'\0")).await;
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    signal("-CONT");
+    let answer = other.answer().await;
+    assert_eq!(answer.error, None);
+    assert_eq!(answer.rows[0][1].as_deref(), Some("mine"));
 }
