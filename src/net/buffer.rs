@@ -37,6 +37,14 @@ impl Buffer {
         }
     }
 
+    /// The unread bytes, to be changed where they are.
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        match &mut self.bytes {
+            Some(bytes) => &mut bytes[self.start..self.end],
+            None => &mut [],
+        }
+    }
+
     /// Whether nothing is unread.
     pub fn is_empty(&self) -> bool {
         self.start == self.end

@@ -308,11 +308,30 @@ impl BoundServer {
             tag::COPY_IN_RESPONSE => Ok(ledger.copy_in()?),
             tag::COPY_OUT_RESPONSE if own == Verdict::Pass => Ok(own),
             tag::NOTIFICATION_RESPONSE => {
-                // Only a LISTEN of this very transaction can have asked for it; whatever asked is still on the server.
+                // Only a LISTEN of this very client can have asked for it; whatever asked is still on the server.
                 state.is_dirty = true;
+                if own == Verdict::Pass {
+                    self.is_its_own(header);
+                }
                 Ok(own)
             }
             other => Err(Violation::Unexpected(other).into()),
+        }
+    }
+}
+
+impl BoundServer {
+    /// A client knows its own notifications by the process id that BackendKeyData told it.
+    fn is_its_own(&mut self, header: Header) {
+        let server = self.pid().0.to_be_bytes();
+        let (incoming, _, state, _) = self.parts();
+        let frame =
+            incoming.filled_mut().get_mut(state.run..).and_then(|rest| rest.get_mut(..header.frame()));
+        if let Some((_, body)) = frame.and_then(|frame| frame.split_at_mut_checked(HEADER))
+            && let Some(pid) = body.first_chunk_mut::<4>()
+            && *pid == server
+        {
+            *pid = state.told_pid.to_be_bytes();
         }
     }
 }

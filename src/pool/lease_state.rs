@@ -19,6 +19,8 @@ pub(super) struct LeaseState {
     pub(super) has_set: bool,
     /// The client reset its settings, and with them may have gone what was bound.
     pub(super) has_reset: bool,
+    /// The process id that BackendKeyData told the client: its own notifications come from there.
+    pub(super) told_pid: u32,
     /// It is closed when the transaction is over (a refused seal, a FATAL error).
     pub(super) is_doomed: bool,
 }

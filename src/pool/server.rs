@@ -277,6 +277,11 @@ impl BoundServer {
         self.core.ledger.push(due);
     }
 
+    /// The client was told this process id in place of the server's own.
+    pub fn told_its_client(&mut self, pid: u32) {
+        self.state.told_pid = pid;
+    }
+
     /// Something may be left on it that its answers do not tell: it is cleaned before anyone else gets it.
     pub fn leaves_something(&mut self) {
         self.state.is_dirty = true;

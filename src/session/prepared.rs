@@ -121,7 +121,9 @@ impl ClientStatements {
 
 /// What a client is told of a statement whose result type has changed since it was prepared, as PostgreSQL tells it.
 pub fn outdated() -> Report {
+    // Drivers (asyncpg, pgjdbc) know it by PostgreSQL's function, for texts are translated.
     Report::new(Sqlstate::NOT_SUPPORTED, "cached plan must not change result type")
+        .routine("RevalidateCachedQuery")
 }
 
 /// A DEALLOCATE of a name that lives here: PostgreSQL has something to drop, and answers as it always does.

@@ -218,13 +218,14 @@ impl Relay {
                 None => Box::pin(self.lease()).await,
             },
         };
-        let server = match leased {
+        let mut server = match leased {
             Ok(server) => server,
             Err(Unserved::Refused(report)) => return Box::pin(self.refuse(&report)).await,
             Err(Unserved::Gone) => {
                 return Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"));
             }
         };
+        server.told_its_client(self.registered.key.pid);
         let handle = self.registered.handle.clone();
         handle.runs_on(&self.pool, server.cancel_key());
         let standard = self.client.reported.get("standard_conforming_strings") != Some("off");

@@ -61,12 +61,14 @@ pub struct Report {
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
+    /// The function that PostgreSQL would name: some drivers know an error by it, because texts are translated.
+    pub routine: Option<&'static str>,
 }
 
 impl Report {
     /// A report without detail or hint.
     pub fn new(code: Sqlstate, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: None, hint: None }
+        Self { code, message: message.into(), detail: None, hint: None, routine: None }
     }
 
     /// Adds a DETAIL.
@@ -80,6 +82,13 @@ impl Report {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Names the function that PostgreSQL reports this from.
+    #[must_use]
+    pub const fn routine(mut self, routine: &'static str) -> Self {
+        self.routine = Some(routine);
         self
     }
 
@@ -102,6 +111,7 @@ impl Report {
         ];
         fields.extend(self.detail.as_deref().map(|d| (b'D', without_nul(d))));
         fields.extend(self.hint.as_deref().map(|h| (b'H', without_nul(h))));
+        fields.extend(self.routine.map(|routine| (b'R', routine.to_owned())));
         encode(&ErrorResponse::new(fields), out);
     }
 }

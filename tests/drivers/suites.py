@@ -30,7 +30,7 @@ class Results:
 
     def add(self, test, outcome, detail=""):
         self.tests[test] = outcome
-        self.details[test] = " ".join(detail.split())[:300]
+        self.details[test] = " ".join(detail.split())[:600]
 
 
 @dataclass

@@ -177,8 +177,8 @@ async fn notifications_reach_an_idle_session_until_its_token_expires() {
     let (heard, mut hearing) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-            if let AsyncMessage::Notification(notification) = message {
-                let _ = heard.send((notification.channel().to_owned(), notification.payload().to_owned()));
+            if let AsyncMessage::Notification(told) = message {
+                let _ = heard.send((told.channel().to_owned(), told.payload().to_owned()));
             }
         }
     });
@@ -197,8 +197,22 @@ async fn notifications_reach_an_idle_session_until_its_token_expires() {
     client.batch_execute("NOTIFY here, 'own'").await.unwrap();
     assert_eq!(hearing.recv().await.unwrap().1, "own");
     for _ in 0..4 {
-        assert_eq!(brief.read_message().await.unwrap().0, b'A');
+        let (kind, body) = brief.read_message().await.unwrap();
+        assert_eq!((kind, body[..4] == brief.key[..4]), (b'A', false));
     }
+    // Its own notification comes from the process id that it was told as its own, as on PostgreSQL.
+    brief.send(&message(b'Q', b"NOTIFY here, 'mine'\0")).await;
+    let mut own = None;
+    loop {
+        let (kind, body) = brief.read_message().await.unwrap();
+        match kind {
+            b'A' => own = Some(body),
+            b'Z' => break,
+            _ => assert_eq!(kind, b'C'),
+        }
+    }
+    assert_eq!(own.unwrap()[..4], brief.key[..4]);
+    assert_eq!(hearing.recv().await.unwrap().1, "mine");
     // The leeway is 5 s by default.
     tokio::time::sleep(Duration::from_secs(8)).await;
     value(&teller, "SELECT pg_notify('here', 'too late')").await.unwrap();
