@@ -223,7 +223,7 @@ impl BoundServer {
 
     /// Whose message this is, and what it changes.
     fn judge(&mut self, header: Header, is_whole: bool, heard: &mut Heard) -> Result<Verdict, Broken> {
-        let (incoming, ledger, state, statements) = self.parts();
+        let (incoming, ledger, state, kept) = self.parts();
         let body = match is_whole {
             true => &incoming.filled()[state.run..][HEADER..header.frame()],
             false => &[],
@@ -250,7 +250,9 @@ impl BoundServer {
                     return Ok(Verdict::Swallow);
                 }
                 let dropped = ledger.is_deallocating().map(|dropped| dropped.all);
+                let was_binding = ledger.is_binding();
                 let (verdict, _) = ledger.answer(header.tag)?;
+                heard.bound |= was_binding && !ledger.is_binding();
                 if verdict == Verdict::Pass {
                     let left = match (leaves_behind(body), dropped) {
                         (Leaves::NoStatements, Some(false)) => Leaves::Nothing,
@@ -258,8 +260,8 @@ impl BoundServer {
                         (left, _) => left,
                     };
                     if matches!(left, Leaves::NoStatements) {
-                        statements.clear();
-                        statements.extend(ledger.placed());
+                        kept.take();
+                        kept.still_has(ledger.placed());
                     }
                     ledger.copied(body);
                     heard.completed(body, state, &left);

@@ -13,6 +13,9 @@ pub type Unnamed = Option<Arc<[u8]>>;
 pub enum Due {
     /// The proxy's binding or cleaning; everything up to its ReadyForQuery is the proxy's own business.
     Binding,
+    /// A cleaning and binding that are one batch with what the client sends: so many CommandComplete are the proxy's own
+    /// business, and everything before the last of them.
+    Switch(usize),
     /// A simple query: answers up to ReadyForQuery.
     Query(Option<Box<Special>>),
     /// Sync: ReadyForQuery.
@@ -91,6 +94,37 @@ impl Due {
     /// Whether a Sync must follow before the server is at rest again.
     pub(super) fn opens_batch(&self) -> bool {
         !matches!(self, Due::Query(_) | Due::Sync | Due::Binding | Due::CopyEnd)
+    }
+
+    /// Whether it is the proxy's binding.
+    pub(super) fn is_binding(&self) -> bool {
+        matches!(self, Due::Binding | Due::Switch(_))
+    }
+
+    /// Whether something of the client's is planned or executed by it.
+    pub(super) fn runs(&self) -> bool {
+        matches!(self, Due::Query(_) | Due::Execute(_) | Due::Bind(_))
+    }
+
+    /// Whether the unnamed statement may be another one, or none, afterwards: whatever is not known to leave it.
+    pub(super) fn may_move_unnamed(&self) -> bool {
+        !matches!(
+            self,
+            Due::Binding
+                | Due::Switch(_)
+                | Due::Sync
+                | Due::Parse { .. }
+                | Due::ParseAgain { .. }
+                | Due::Ensure(_)
+                | Due::Aside
+                | Due::Bind(_)
+                | Due::Describe(_)
+                | Due::Verify(..)
+                | Due::Execute(_)
+                | Due::CopyEnd
+                | Due::Said(_)
+                | Due::Provoked(_)
+        )
     }
 
     /// The statement that it puts on the server.

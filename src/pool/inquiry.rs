@@ -34,10 +34,7 @@ impl BoundServer {
         });
         match asked.await {
             Ok(()) => Ok(Some(found)),
-            Err(Unclean::Refused(_)) => {
-                self.acknowledge(|kind, _| kind == tag::READY_FOR_QUERY).await?;
-                Ok(None)
-            }
+            Err(Unclean::Refused(_)) => Ok(None),
             Err(other) => Err(other),
         }
     }

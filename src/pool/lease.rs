@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Instant, SystemTime};
 
 use lru::LruCache;
 
-use super::ledger::TransactionOver;
 use super::queue::{Queue, Turn, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
 use super::shelf::{self, Choice, Offer};
@@ -54,6 +54,8 @@ pub struct Pool {
     trials: Mutex<LruCache<TermsDigest, Arc<Told>>>,
     pub(super) settings: PoolSettings,
     registry: Registry,
+    /// Servers are cleaned and bound in one batch with what the client sends, where that may be.
+    switches: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -92,7 +94,8 @@ impl Pool {
     /// An empty pool; servers are opened when they are needed.
     pub fn new(settings: PoolSettings) -> Arc<Self> {
         let trials = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_TRIALS).unwrap_or(NonZeroUsize::MIN)));
-        Arc::new(Self { trials, settings, registry: Registry::default(), state: Mutex::default() })
+        let (registry, switches) = (Registry::default(), AtomicBool::new(true));
+        Arc::new(Self { trials, settings, registry, switches, state: Mutex::default() })
     }
 
     /// What PostgreSQL reported of these settings when a client brought them before, so that its kind need not wait for a
@@ -144,7 +147,7 @@ impl Pool {
             return Ok(parameters);
         }
         let nothing = Terms::new(None, Arc::default());
-        match self.take(&nothing, shard, &mut pending()).await {
+        match self.take(&nothing, shard, false, &mut pending()).await {
             Ok(server) => self.put_back(server),
             Err(Unserved::Refused(report)) => return Err(report),
             Err(Unserved::Gone) => {}
@@ -153,6 +156,7 @@ impl Pool {
     }
 
     /// Leases a server under `terms`: bound already, or with the binding queued ahead of whatever the client sends.
+    /// `is_plain`: what the client sends first is one batch that may run in a transaction with the binding.
     /// `gone` resolves when the client has left: then it is not waited for.
     ///
     /// # Errors
@@ -161,9 +165,10 @@ impl Pool {
         self: &Arc<Self>,
         terms: &Terms,
         shard: Shard,
+        is_plain: bool,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<BoundServer, Unserved> {
-        let mut server = self.take(terms, shard, gone).await?;
+        let mut server = self.take(terms, shard, is_plain, gone).await?;
         let metrics = &self.settings.metrics;
         let mut was_cleaned = false;
         loop {
@@ -177,6 +182,9 @@ impl Pool {
                     kind.increment(1);
                     return Ok(self.bind(clean, terms)?);
                 }
+                Idle::Used(used) if is_plain && self.may_switch(&used, terms) => {
+                    return Ok(self.switch(used, terms)?);
+                }
                 Idle::Used(used) => match used.clean().await {
                     Ok(clean) => {
                         was_cleaned = true;
@@ -185,21 +193,37 @@ impl Pool {
                     Err(unclean) => {
                         // Its place is free again; another server takes its part.
                         tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be cleaned and was closed");
-                        server = self.take(terms, shard, gone).await?;
+                        server = self.take(terms, shard, is_plain, gone).await?;
                     }
                 },
             }
         }
     }
 
-    /// The same where nothing has to be waited for: a server that serves these terms, or a clean one, is idle.
-    pub fn lease_at_once(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Option<BoundServer> {
+    /// The same where nothing has to be waited for: a server that serves these terms, or a clean one, is idle, or one that
+    /// can be taken over in one batch with what the client sends.
+    pub fn lease_at_once(
+        self: &Arc<Self>,
+        terms: &Terms,
+        shard: Shard,
+        is_plain: impl FnOnce() -> bool,
+    ) -> Option<BoundServer> {
         let now = SystemTime::now();
         let mut server = {
             let mut state = self.lock();
+            let has_room = self.has_room(&state);
             let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
-            let Choice::Take { index, grow: false } = shelf::choose(offers, true) else { return None };
-            self.take_idle(&mut state, index, terms, now)
+            let Choice::Take { index, grow: false } = shelf::choose(offers, has_room) else { return None };
+            let serves = matches!(&state.idle[index], Idle::Used(used) if used.serves(terms.digest(), now));
+            let is_plain = !serves && is_plain();
+            let is_ready = match &state.idle[index] {
+                Idle::Used(used) => serves || is_plain && self.may_switch(used, terms),
+                Idle::Clean(..) => true,
+            };
+            if !is_ready {
+                return None;
+            }
+            self.take_idle(&mut state, index, terms, is_plain, now)
         };
         let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
         if !alive || server.rehome(shard).is_err() {
@@ -207,10 +231,11 @@ impl Pool {
         }
         let metrics = &self.settings.metrics;
         match server {
-            Idle::Used(used) => {
+            Idle::Used(used) if used.serves(terms.digest(), now) => {
                 metrics.reused.increment(1);
                 Some(used.reuse())
             }
+            Idle::Used(used) => self.switch(used, terms).ok(),
             Idle::Clean(clean, _) => {
                 metrics.bound.increment(1);
                 self.bind(clean, terms).ok()
@@ -218,9 +243,22 @@ impl Pool {
         }
     }
 
-    fn take_idle(&self, state: &mut State, index: usize, terms: &Terms, now: SystemTime) -> Idle {
+    /// Whether one more server may be opened.
+    fn has_room(&self, state: &State) -> bool {
+        state.open < self.settings.limits.size && state.opening < MAX_OPENING
+    }
+
+    /// Who can take a server over needs no clean one.
+    fn take_idle(
+        &self,
+        state: &mut State,
+        index: usize,
+        terms: &Terms,
+        is_plain: bool,
+        now: SystemTime,
+    ) -> Idle {
         let server = state.idle.remove(index);
-        if !matches!(&server, Idle::Used(used) if used.serves(terms.digest(), now)) {
+        if !is_plain && !matches!(&server, Idle::Used(used) if used.serves(terms.digest(), now)) {
             state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
         }
         server
@@ -228,8 +266,32 @@ impl Pool {
 
     fn bind(&self, server: CleanServer, terms: &Terms) -> Result<BoundServer, Report> {
         let sealed = self.seal(server.pid(), terms)?;
-        let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, *context));
-        Ok(server.bind(sealed, terms.settings(), terms.digest()))
+        let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
+        server.bind(sealed, terms).map_err(|unclean| Report::new(Sqlstate::INTERNAL, unclean.to_string()))
+    }
+
+    /// Takes a server over from other terms, in one batch with what the client sends.
+    fn switch(&self, server: UsedServer, terms: &Terms) -> Result<BoundServer, Report> {
+        let sealed = self.seal(server.pid(), terms)?;
+        let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
+        self.settings.metrics.switched.increment(1);
+        server.switch(sealed, terms).map_err(|unclean| Report::new(Sqlstate::INTERNAL, unclean.to_string()))
+    }
+
+    /// Whether this server may be taken over in one batch with what the client sends.
+    fn may_switch(&self, server: &UsedServer, terms: &Terms) -> bool {
+        self.switches.load(Ordering::Relaxed) && server.may_switch(terms)
+    }
+
+    /// A server that was taken over in one batch with its client's was not what it looked like: from now on all are
+    /// cleaned, and found clean, before a client's first message leaves.
+    pub fn mistrusts_servers(&self) {
+        if self.switches.swap(false, Ordering::Relaxed) {
+            tracing::warn!(
+                pool = self.name(),
+                "a server held something that no command tag told of; servers are cleaned one step more slowly from now on"
+            );
+        }
     }
 
     /// Binds a server anew for the client that keeps it, where that is due: its seal lapses, or a RESET undid what was
@@ -270,10 +332,11 @@ impl Pool {
         self: &Arc<Self>,
         terms: &Terms,
         shard: Shard,
+        is_plain: bool,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<Idle, Unserved> {
         loop {
-            let mut server = match self.choose(terms, shard) {
+            let mut server = match self.choose(terms, shard, is_plain) {
                 Ok(server) => server,
                 Err(turn) => self.wait(turn, gone).await?,
             };
@@ -285,14 +348,14 @@ impl Pool {
         }
     }
 
-    fn choose(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<Idle, Turn> {
+    fn choose(self: &Arc<Self>, terms: &Terms, shard: Shard, is_plain: bool) -> Result<Idle, Turn> {
         let now = SystemTime::now();
         let mut state = self.lock();
-        let has_room = state.open < self.settings.limits.size && state.opening < MAX_OPENING;
+        let has_room = self.has_room(&state);
         let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
         match shelf::choose(offers, has_room) {
             Choice::Take { index, grow } => {
-                let server = self.take_idle(&mut state, index, terms, now);
+                let server = self.take_idle(&mut state, index, terms, is_plain, now);
                 if grow && state.opening == 0 {
                     self.open(&mut state, shard);
                 }
@@ -354,57 +417,6 @@ impl Pool {
             count.waiting
         ))
         .hint("Raise pool.size or wait_timeout, or make transactions shorter.")
-    }
-
-    /// Gives a server back at the end of a transaction: to who waits, or to the shelf.
-    pub fn release(self: &Arc<Self>, server: BoundServer, over: TransactionOver) {
-        if let Some(used) = server.release(over) {
-            self.put_back(Idle::Used(used));
-        }
-    }
-
-    pub(super) fn put_back(self: &Arc<Self>, server: Idle) {
-        if Instant::now() >= server.retires() {
-            return server.close(); // another is opened if somebody waits
-        }
-        let mut state = self.lock();
-        let Some(mut server) = state.waiting.hand(server) else { return };
-        if let Idle::Used(used) = server {
-            if used.is_dirty() {
-                drop(state);
-                return self.clean_in_background(used);
-            }
-            server = Idle::Used(used);
-        }
-        state.idle.push(server);
-        self.keep_one_clean(state);
-    }
-
-    /// Cleans the server that was used least recently when clean ones were missed lately and none is left, so that
-    /// the next client with other terms need not wait for it. Where all clients share their terms, none is missed.
-    fn keep_one_clean(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        if state.clean_wanted == 0 {
-            return;
-        }
-        let is_clean = state.idle.iter().map(|idle| matches!(idle, Idle::Clean(..)));
-        let Some(index) = shelf::to_clean(is_clean) else { return };
-        state.clean_wanted -= 1;
-        if let Idle::Used(used) = state.idle.remove(index) {
-            drop(state);
-            self.clean_in_background(used);
-        }
-    }
-
-    fn clean_in_background(self: &Arc<Self>, used: UsedServer) {
-        let pool = self.clone();
-        tokio::spawn(async move {
-            match used.clean().await {
-                Ok(clean) => pool.put_back(Idle::Clean(clean, Instant::now())),
-                Err(unclean) => {
-                    tracing::warn!(pool = pool.name(), reason = %unclean, "a server could not be cleaned and was closed");
-                }
-            }
-        });
     }
 
     /// Cancels what a server runs, for a client that asked or is gone.

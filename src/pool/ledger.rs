@@ -7,10 +7,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::due::{Deallocated, Due, Said, Skipped, Special, Unnamed};
-use super::statement::{Shape, Statement};
+use super::statement::Statement;
+use super::switch::{Switch, Traces};
 use crate::tenancy::text::Deallocates;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
+
+mod results;
 
 /// What an answer means for who sees it.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -61,6 +64,10 @@ pub struct Ledger {
     swallowed: usize,
     /// Answers to such Syncs that may come after all, because the COPY failed before it read them.
     strays: usize,
+    /// What was sent since this was last asked, that matters to a later cleaning.
+    traces: Traces,
+    /// Whether the client's first batch is one with its binding.
+    switch: Switch,
 }
 
 impl Default for Ledger {
@@ -80,6 +87,8 @@ impl Default for Ledger {
             has_copied: false,
             swallowed: 0,
             strays: 0,
+            traces: Traces::default(),
+            switch: Switch::No,
         }
     }
 }
@@ -95,10 +104,27 @@ impl Ledger {
         self.open_batch |= due.opens_batch();
         self.is_copying &= !matches!(due, Due::CopyEnd);
         self.has_executed |= matches!(due, Due::Query(_) | Due::Execute(_));
+        self.traces.note(&due);
+        self.switch.sent(&due);
         self.naming += usize::from(due.names());
         self.placing += usize::from(due.places());
         self.texts += due.text_length();
         self.due.push_back(due);
+    }
+
+    /// What was sent since the last cleaning.
+    pub fn traces(&self) -> Traces {
+        self.traces
+    }
+
+    /// Whether the binding is one batch with the client's first, and how far that is.
+    pub fn switch(&self) -> Switch {
+        self.switch
+    }
+
+    /// The server was cleaned, and its unnamed statement is known.
+    pub fn is_cleaned(&mut self) {
+        (self.traces, self.switch) = (Traces::default(), Switch::No);
     }
 
     /// Bytes of the outstanding unnamed statements.
@@ -174,7 +200,7 @@ impl Ledger {
 
     /// Whether a message that is sent now meets no transaction, and nothing before it that may fail.
     pub fn is_at_start(&self) -> bool {
-        self.status == Status::Idle && self.due.iter().all(|due| matches!(due, Due::Binding))
+        self.status == Status::Idle && self.due.iter().all(Due::is_binding)
     }
 
     /// Whether what is executed now is certain to begin outside a transaction block.
@@ -215,7 +241,7 @@ impl Ledger {
 
     /// Whether the proxy's own binding is not yet acknowledged.
     pub fn is_binding(&self) -> bool {
-        matches!(self.due.front(), Some(Due::Binding))
+        self.due.front().is_some_and(Due::is_binding)
     }
 
     /// Whether the transaction is over: the only place where the proof is made.
@@ -264,6 +290,7 @@ impl Ledger {
             _ => return Err(Violation::Malformed(tag::READY_FOR_QUERY)),
         };
         self.pop();
+        self.switch.answered();
         self.open_batch = self.due.iter().any(Due::opens_batch);
         self.has_executed = self.due.iter().any(|due| matches!(due, Due::Query(_) | Due::Execute(_)));
         self.swallowed = 0;
@@ -277,11 +304,18 @@ impl Ledger {
     /// # Errors
     /// An answer that nothing asked for.
     pub fn answer(&mut self, kind: u8) -> Result<(Verdict, Option<Arc<Statement>>), Violation> {
-        let front = match self.due.front() {
+        let front = match self.due.front_mut() {
             Some(Due::Binding) => return Ok((Verdict::Swallow, None)),
+            Some(Due::Switch(left)) => {
+                *left -= usize::from(kind == tag::COMMAND_COMPLETE && *left > 0);
+                if *left == 0 {
+                    self.pop();
+                }
+                return Ok((Verdict::Swallow, None));
+            }
             // Answers inside a simple query are its own; ReadyForQuery ends it.
             Some(Due::Query(_)) => return Ok((Verdict::Pass, None)),
-            Some(front) => front,
+            Some(front) => &*front,
             None => return Err(Violation::Unexpected(kind)),
         };
         let settles = match front {
@@ -348,50 +382,6 @@ impl Ledger {
         self.due.front()?.deallocated().filter(|closed| closed.all || !closed.names.is_empty())
     }
 
-    /// Whether a statement's result is being looked at.
-    pub fn is_verifying(&self, id: u64) -> bool {
-        self.due.iter().any(|due| matches!(due, Due::Verify(statement, _) if statement.id == id))
-    }
-
-    /// Whether the next answer is to a Describe of the proxy's own.
-    pub fn is_own_describe(&self) -> bool {
-        matches!(self.due.front(), Some(Due::Verify(..)))
-    }
-
-    /// Whether the next answer tells of the result of a shared statement.
-    pub fn is_describing(&self) -> bool {
-        matches!(self.due.front(), Some(Due::Verify(..) | Due::Describe(Some(_))))
-    }
-
-    /// What RowDescription or NoData tells of the result of a shared statement. The statement, if clients were told of
-    /// another one.
-    pub fn described(&self, shape: impl FnOnce() -> Shape) -> Option<u64> {
-        match self.due.front()? {
-            Due::Describe(Some(statement)) => {
-                statement.learn(shape());
-                None
-            }
-            Due::Verify(statement, generation) => {
-                (!statement.verify(shape(), *generation)).then_some(statement.id)
-            }
-            _ => None,
-        }
-    }
-
-    /// Statements that outstanding messages put on the server.
-    pub fn placed(&self) -> impl Iterator<Item = u64> {
-        self.due.iter().filter_map(Due::placed)
-    }
-
-    /// The shared statement that the message now being answered is of.
-    pub fn statement(&self) -> Option<u64> {
-        match self.due.front() {
-            Some(Due::Bind(id)) => *id,
-            Some(Due::Describe(statement)) => Some(statement.as_ref()?.id),
-            _ => None,
-        }
-    }
-
     /// The ErrorResponse that the proxy provoked arrived: nobody else's business, but the rest of its batch is skipped.
     pub fn refuse(&mut self, skipped: &mut Vec<Skipped>) -> Verdict {
         self.error(skipped);
@@ -424,6 +414,7 @@ impl Ledger {
         if self.is_binding() {
             return Verdict::Swallow;
         }
+        self.switch.failed();
         self.strays += std::mem::take(&mut self.swallowed);
         (self.is_copying, self.has_copied) = (false, false);
         self.has_lost_unnamed = false;

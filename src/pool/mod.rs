@@ -6,14 +6,17 @@
 pub mod answers;
 pub mod due;
 mod inquiry;
+mod kept;
 mod lease;
 mod lease_state;
 pub mod ledger;
 mod queue;
+mod returned;
 pub mod server;
 pub mod shelf;
 pub mod statement;
 mod supply;
+pub mod switch;
 mod terms;
 
 pub use lease::{Pool, PoolSettings};

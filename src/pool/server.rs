@@ -17,9 +17,11 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 
 use super::due::Due;
+use super::kept::Kept;
 use super::lease_state::LeaseState;
 use super::ledger::{Ledger, TransactionOver};
 use super::statement::Statement;
+use super::terms::Terms;
 use crate::net::buffer::Buffer;
 use crate::net::dial::Dialled;
 use crate::net::stream::Stream;
@@ -40,9 +42,11 @@ const MAX_STATEMENTS: usize = 1_000;
 
 mod chance;
 mod idle;
+mod used;
 
-use chance::{nonce, random, spread};
+use chance::{nonce, seed, spread};
 pub use idle::{Idle, Resting};
+pub use used::UsedServer;
 
 /// The thread whose reactor a server's socket is registered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +81,7 @@ struct Core {
     outgoing: BytesMut,
     ledger: Ledger,
     key: Arc<CancelKey>,
-    statements: HashSet<u64>,
+    kept: Kept,
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
     shard: Shard,
@@ -87,9 +91,10 @@ struct Core {
 
 impl Core {
     /// Reads the answers to messages of the proxy's own until one of them is the last; anything but success is an error.
+    /// What is refused is read up to ReadyForQuery.
     async fn acknowledge(&mut self, mut is_last: impl FnMut(u8, &[u8]) -> bool) -> Result<(), Unclean> {
         self.stream.send(&mut self.outgoing).await.map_err(Unclean::Gone)?;
-        let mut done = false;
+        let (mut done, mut refused) = (false, None);
         loop {
             while let Some(header) = peek(self.incoming.filled()).map_err(|_| Unclean::Protocol)? {
                 if header.frame() > MAX_ACKNOWLEDGEMENT {
@@ -97,18 +102,25 @@ impl Core {
                 }
                 let Some(body) = self.incoming.filled().get(HEADER..header.frame()) else { break };
                 match header.tag {
-                    tag::ERROR_RESPONSE => return Err(Unclean::Refused(ServerReport::parse(body))),
+                    tag::ERROR_RESPONSE => refused = refused.or_else(|| Some(ServerReport::parse(body))),
                     tag::READY_FOR_QUERY if body != b"I" => return Err(Unclean::Protocol),
+                    tag::READY_FOR_QUERY if refused.is_some() => done = true,
                     // Completions, reported settings, notices and notifications of the last client.
                     other => done |= is_last(other, body),
                 }
                 self.incoming.consume(header.frame());
+                if let (true, Some(report)) = (done, refused.take()) {
+                    return Err(Unclean::Refused(report));
+                }
             }
             if done {
                 return if self.incoming.is_empty() { Ok(()) } else { Err(Unclean::Protocol) };
             }
             match poll_fn(|cx| self.incoming.poll_fill(&mut self.stream, cx)).await {
-                Ok(0) => return Err(Unclean::Gone(io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => {
+                    let gone = || Unclean::Gone(io::ErrorKind::UnexpectedEof.into());
+                    return Err(refused.map_or_else(gone, Unclean::Refused));
+                }
                 Ok(_) => {}
                 Err(e) => return Err(Unclean::Gone(e)),
             }
@@ -203,7 +215,7 @@ impl CleanServer {
             outgoing: BytesMut::new(),
             ledger: Ledger::default(),
             key: Arc::new(dialled.key),
-            statements: HashSet::new(),
+            kept: Kept::default(),
             retires: Instant::now() + spread(max_age)?,
             shard,
             _place: place,
@@ -240,21 +252,43 @@ impl CleanServer {
         Ok(row)
     }
 
+    /// Asks PostgreSQL whether prepared statements may outlive a cleaning. Where it refuses to tell, they may not.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn may_keep_statements(mut self) -> Result<Self, Unclean> {
+        self.0.kept.is_allowed = match self.ask(statements::MAY_KEEP).await {
+            Ok(row) => row == ["t"],
+            Err(Unclean::Refused(report)) => {
+                tracing::debug!(reason = report.message, "prepared statements do not outlive a cleaning");
+                false
+            }
+            Err(other) => return Err(other),
+        };
+        Ok(self)
+    }
+
     /// Puts the server under a context: queues the binding, which leaves in the same write as the client's first bytes.
     /// Until it is acknowledged, nothing that comes back is passed on.
-    pub fn bind(
-        mut self,
-        sealed: Option<(&SealedContext, &TenantContext)>,
-        settings: &Settings,
-        digest: TermsDigest,
-    ) -> BoundServer {
-        let bound = sealed.map(|(sealed, context)| (sealed, context.payload()));
-        if statements::bind(bound, settings, &mut self.0.outgoing) {
-            self.0.ledger.push(Due::Binding);
+    ///
+    /// # Errors
+    /// The system has no random bytes.
+    pub fn bind(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
+        let core = &mut *self.0;
+        let gone = core.kept.found(terms.foundation());
+        core.kept.bound_with = Some(terms.settings_digest());
+        gone.iter().for_each(|id| speak::close_statement(&Statement::name_of(*id), &mut core.outgoing));
+        if sealed.is_some() || !terms.settings().is_empty() {
+            let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
+            statements::bind(bound, terms.settings(), seed()?, &mut core.outgoing);
         }
-        self.0.ledger.take_settled_unnamed();
-        let lapse = sealed.map(|(sealed, _)| sealed.lapse());
-        BoundServer { core: self.0, digest, lapse, state: LeaseState::default() }
+        if !core.outgoing.is_empty() {
+            speak::sync(&mut core.outgoing);
+            core.ledger.push(Due::Binding);
+        }
+        core.ledger.take_settled_unnamed();
+        let lapse = sealed.map(SealedContext::lapse);
+        Ok(BoundServer { core: self.0, digest: terms.digest(), lapse, state: LeaseState::default() })
     }
 }
 
@@ -290,6 +324,12 @@ impl BoundServer {
     /// Whether half a message has been passed to the client.
     pub fn is_mid_message(&self) -> bool {
         matches!(self.state.body, Some((_, true)))
+    }
+
+    /// Whether the client's first batch failed, and its binding with it: it is under the context of whoever had it before,
+    /// and good for nothing but a cleaning.
+    pub fn is_undone(&self) -> bool {
+        self.core.ledger.switch().is_undone()
     }
 
     /// Whether it must be closed: a refused seal, a FATAL error.
@@ -348,27 +388,28 @@ impl BoundServer {
 
     /// Whether the server has, or is about to have, this statement.
     pub fn has(&self, statement: &Statement) -> bool {
-        self.core.statements.contains(&statement.id)
+        self.core.kept.has(statement.id)
     }
 
     /// Whether the server has, or is about to have, this statement; notes that it will.
     pub fn will_have(&mut self, statement: &Arc<Statement>) -> bool {
-        !self.core.statements.insert(statement.id)
+        let is_untouched = !self.core.ledger.traces().has_run;
+        self.core.kept.will_have(statement.id, is_untouched)
     }
 
     /// Takes back that the server has a statement.
     pub fn lacks(&mut self, id: u64) {
-        self.core.statements.remove(&id);
+        self.core.kept.lacks(id);
     }
 
     /// It is about to drop all its statements; tells which.
     pub fn drops_statements(&mut self) -> HashSet<u64> {
-        std::mem::take(&mut self.core.statements)
+        self.core.kept.take()
     }
 
     /// Takes back that it dropped them.
     pub fn still_has(&mut self, ids: HashSet<u64>) {
-        self.core.statements.extend(ids);
+        self.core.kept.still_has(ids);
     }
 
     /// Whether the unnamed statement on the server is this client's; what the server has is set by the caller.
@@ -412,10 +453,11 @@ impl BoundServer {
     pub(super) fn redefine(&mut self, digest: TermsDigest) {
         self.digest = digest;
         self.state.has_set = false;
+        self.core.kept.bound_with = None;
     }
 
-    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut HashSet<u64>) {
-        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.statements)
+    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut Kept) {
+        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.kept)
     }
 
     /// Ends the lease; `TransactionOver` is the proof that nothing of the transaction is left.
@@ -426,56 +468,10 @@ impl BoundServer {
         if self.state.is_doomed || self.core.ledger.has_strays() || !clean_exit {
             return None;
         }
-        let is_dirty =
-            self.state.is_dirty || self.state.has_set || self.core.statements.len() > MAX_STATEMENTS;
-        Some(UsedServer {
-            core: self.core,
-            digest: self.digest,
-            lapse: self.lapse,
-            is_dirty,
-            idle_since: Instant::now(),
-        })
-    }
-}
-
-/// A server that someone used: it serves the same terms again, or is cleaned.
-pub struct UsedServer {
-    core: Box<Core>,
-    digest: TermsDigest,
-    lapse: Option<Lapse>,
-    is_dirty: bool,
-    idle_since: Instant,
-}
-
-impl UsedServer {
-    /// Whether `wanted` may run on it as it is.
-    pub fn serves(&self, wanted: TermsDigest, now: SystemTime) -> bool {
-        !self.is_dirty && self.digest == wanted && self.lapse.is_none_or(|lapse| lapse.is_fresh(now))
-    }
-
-    /// Whether something was left on it that even the same client must not find again by chance.
-    pub fn is_dirty(&self) -> bool {
-        self.is_dirty
-    }
-
-    /// Takes it under the same terms again.
-    pub fn reuse(mut self) -> BoundServer {
-        self.core.ledger.take_settled_unnamed();
-        BoundServer { core: self.core, digest: self.digest, lapse: self.lapse, state: LeaseState::default() }
-    }
-
-    /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it.
-    ///
-    /// # Errors
-    /// It could not be shown clean, and is closed.
-    pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
-        let [a, b, c, d] = random()?;
-        // Between -1 and 1: the next client cannot foretell `random()`.
-        let seed = f64::from(i32::from_be_bytes([a, b, c, d])) / f64::from(i32::MAX) * 0.999_999;
-        let nonce = nonce()?;
-        statements::clean(seed, &nonce, &mut self.core.outgoing);
-        self.core.statements.clear();
-        self.core.prove(&nonce).await?;
-        Ok(CleanServer(self.core))
+        let is_dirty = self.state.is_dirty
+            || self.state.has_set
+            || self.core.ledger.switch().is_undone()
+            || self.core.kept.len() > MAX_STATEMENTS;
+        Some(UsedServer::new(self, is_dirty))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
-use crate::tenancy::text::Effects;
+use crate::tenancy::text::{self, Effects};
 use crate::wire::frame::split_cstr;
 
 /// Statements remembered for sharing; a forgotten one lives on with the clients that hold it.
@@ -28,6 +28,8 @@ pub struct Statement {
     pub text_and_types: Box<[u8]>,
     /// What its text does to the session, where string constants are standard.
     pub effects: Effects,
+    /// It is a query that does nothing to its session and may run in any transaction, where string constants are standard.
+    pub is_plain: bool,
     /// Its result has changed since it was prepared: whoever still holds it must prepare it anew.
     outdated: AtomicBool,
     /// The result that its first Describe told of; a client may decode by it ever after.
@@ -60,15 +62,21 @@ impl Shape {
 }
 
 impl Statement {
+    /// The name on servers of the statement with this number.
+    pub fn name_of(id: u64) -> Box<[u8]> {
+        format!("pgtenant_{id}").into_bytes().into()
+    }
+
     /// Numbers what a client parsed.
     pub fn new(id: u64, text_and_types: &[u8]) -> Self {
         let text = split_cstr(text_and_types).map_or(text_and_types, |(text, _)| text);
         let effects = Effects::of(text, true);
         Self {
             id,
-            server_name: format!("pgtenant_{id}").into_bytes().into(),
+            server_name: Self::name_of(id),
             text_and_types: text_and_types.into(),
             effects,
+            is_plain: text::is_plain(text, true),
             outdated: AtomicBool::new(false),
             shape: OnceLock::new(),
             verified: AtomicU64::new(0),

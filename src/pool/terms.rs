@@ -8,38 +8,52 @@ use super::server::TermsDigest;
 use crate::tenancy::context::TenantContext;
 use crate::tenancy::settings::Settings;
 
+/// A hash of the settings under which a statement's text is read, [`MEANINGLESS`] ones excepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Foundation(pub [u8; 32]);
+
+/// A hash of all settings that a client brings to its servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SettingsDigest([u8; 32]);
+
+/// A setting that changes nothing about what a text means, and that clients of one application have each their own.
+const MEANINGLESS: &str = "application_name";
+
 /// What a client's transactions run under: its context, if it has one, and its settings.
 #[derive(Clone)]
 pub struct Terms {
     context: Option<Arc<TenantContext>>,
     settings: Arc<Settings>,
     digest: TermsDigest,
+    foundation: Foundation,
+    settings_digest: SettingsDigest,
 }
 
 impl Terms {
     /// Terms of a client.
     pub fn new(context: Option<Arc<TenantContext>>, settings: Arc<Settings>) -> Self {
-        let mut bytes = Vec::new();
-        let mut put = |part: &[u8]| {
-            bytes.extend((part.len() as u64).to_be_bytes());
-            bytes.extend(part);
-        };
+        let mut terms = Vec::new();
         match &context {
-            None => put(b"plain"),
+            None => put(b"plain", &mut terms),
             Some(context) => {
-                put(b"context");
-                put(context.organization().as_str().as_bytes());
-                put(context.project().map_or("", |project| project.as_str()).as_bytes());
-                put(context.payload_digest());
+                put(b"context", &mut terms);
+                put(context.organization().as_str().as_bytes(), &mut terms);
+                put(context.project().map_or("", |project| project.as_str()).as_bytes(), &mut terms);
+                put(context.payload_digest(), &mut terms);
             }
         }
+        let (mut meaning, context_ends) = (Vec::new(), terms.len());
         for (name, value) in settings.iter() {
-            put(name.as_bytes());
-            put(value.as_bytes());
+            let start = terms.len();
+            put(name.as_bytes(), &mut terms);
+            put(value.as_bytes(), &mut terms);
+            if name != MEANINGLESS {
+                meaning.extend_from_slice(&terms[start..]);
+            }
         }
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
-        Self { context, settings, digest: TermsDigest(hash) }
+        let foundation = if meaning.is_empty() { Foundation::default() } else { Foundation(hash(&meaning)) };
+        let settings_digest = SettingsDigest(hash(&terms[context_ends..]));
+        Self { context, settings, digest: TermsDigest(hash(&terms)), foundation, settings_digest }
     }
 
     /// The same context with other settings.
@@ -58,8 +72,30 @@ impl Terms {
         self.digest
     }
 
+    /// Under what texts are read.
+    pub fn foundation(&self) -> Foundation {
+        self.foundation
+    }
+
+    /// Which settings it brings.
+    pub fn settings_digest(&self) -> SettingsDigest {
+        self.settings_digest
+    }
+
     /// The context.
     pub fn context(&self) -> Option<&TenantContext> {
         self.context.as_deref()
     }
+}
+
+/// One part behind its length.
+fn put(part: &[u8], bytes: &mut Vec<u8>) {
+    bytes.extend((part.len() as u64).to_be_bytes());
+    bytes.extend(part);
+}
+
+fn hash(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
 }

@@ -23,3 +23,15 @@ pub struct Client {
     /// What it knows of its settings.
     pub reported: Reported,
 }
+
+impl Client {
+    /// Whether backslashes in its string constants are backslashes.
+    pub fn has_standard_strings(&self) -> bool {
+        self.reported.get("standard_conforming_strings") != Some("off")
+    }
+
+    /// Whether what it sends first may share its transaction with the binding of its server.
+    pub fn is_plain_batch(&self) -> bool {
+        self.has_standard_strings() && self.requests.is_plain_batch(&self.incoming, &self.statements)
+    }
+}

@@ -286,7 +286,7 @@ impl Login {
             if let Some(told) = pool.tried(key) {
                 parameters.extend(told.iter().cloned());
             } else {
-                let server = pool.lease(terms, self.shard, &mut pending()).await?;
+                let server = pool.lease(terms, self.shard, false, &mut pending()).await?;
                 let told = turn::settle(pool, server).await?.unwrap_or_default();
                 parameters.extend(told.iter().cloned());
                 pool.remember_trial(key, told);

@@ -8,6 +8,7 @@ mod login;
 mod message;
 mod opening;
 mod permitted;
+mod plain;
 mod prepared;
 mod relay;
 mod reported;

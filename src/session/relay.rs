@@ -213,7 +213,7 @@ impl Relay {
                 Ok(server)
             }
             // Boxed: most of the time there is no waiting.
-            None => match self.pool.lease_at_once(&self.terms, self.shard) {
+            None => match self.pool.lease_at_once(&self.terms, self.shard, || self.client.is_plain_batch()) {
                 Some(server) => Ok(server),
                 None => Box::pin(self.lease()).await,
             },
@@ -228,8 +228,7 @@ impl Relay {
         server.told_its_client(self.registered.key.pid);
         let handle = self.registered.handle.clone();
         handle.runs_on(&self.pool, server.cancel_key());
-        let standard = self.client.reported.get("standard_conforming_strings") != Some("off");
-        self.client.requests.begin(standard);
+        self.client.requests.begin(self.client.has_standard_strings());
         let mut turn = Turn::new(&self.pool, &mut self.client, server, started);
         let end = turn.run().await;
         let (server, changes) = turn.finish();
@@ -328,6 +327,7 @@ impl Relay {
 
     /// Waits for a server, but not for a client that has left meanwhile: nobody would take the results.
     async fn lease(&mut self) -> Result<BoundServer, Unserved> {
+        let is_plain = self.client.is_plain_batch();
         let Client { stream, incoming, .. } = &mut self.client;
         let mut gone = poll_fn(|cx| {
             while !incoming.is_full() {
@@ -338,7 +338,7 @@ impl Relay {
             // What else it sent waits in its socket, and whether it left shows later.
             Poll::Pending
         });
-        self.pool.lease(&self.terms, self.shard, &mut gone).await
+        self.pool.lease(&self.terms, self.shard, is_plain, &mut gone).await
     }
 
     /// The client's settings follow it to its next server, when it changed some. `None` when the server was lost.
@@ -348,6 +348,9 @@ impl Relay {
         over: &TransactionOver,
         changes: &Changes,
     ) -> Option<BoundServer> {
+        if server.is_undone() {
+            return Some(server); // whatever was said of settings was of whoever had it before
+        }
         let touched = self.client.requests.touched();
         // What SET LOCAL changed, and PostgreSQL reported, is undone.
         // A text that could not be read may have done anything.

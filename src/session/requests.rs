@@ -143,7 +143,7 @@ impl Requests {
         registry: &Registry,
     ) -> Result<(), Report> {
         while !self.terminated && server.outgoing().len() < HIGH_WATER {
-            if self.is_stalled(server) {
+            if server.ledger().switch().is_held() || self.is_stalled(server) {
                 return Ok(());
             }
             if self.collecting.is_some() {

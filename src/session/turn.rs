@@ -330,9 +330,12 @@ impl<'a> Turn<'a> {
         Ok(self.told_fatal)
     }
 
-    fn broken(&self, broken: &Broken) -> Report {
+    fn broken(&mut self, broken: &Broken) -> Report {
         if matches!(broken, Broken::Binding(_)) {
             self.pool.metrics().bind_failures.increment(1);
+            if self.server.ledger().switch().is_pending() {
+                self.pool.mistrusts_servers();
+            }
         }
         tracing::warn!(reason = %broken, "a server was closed");
         binding_or_protocol(broken)

@@ -1,27 +1,82 @@
 //! The statements that clean a server and bind it to a context, as protocol messages.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::seal::SealedContext;
 use super::settings::Settings;
 use crate::wire::speak;
 
-/// Name of the prepared statement that binds; it is made anew by every cleaning, so no client can have dropped it.
+/// Name of the prepared statement that binds; whoever executes it has made sure that it is ours.
 const BIND: &str = "pgtenant_bind";
 
 /// Names of statements that live for a moment on a server that its client keeps.
+const REBIND: &str = "pgtenant_rebind";
 const SETTINGS: &str = "pgtenant_settings";
 const INQUIRY: &str = "pgtenant_inquiry";
 
 /// Prefix of every server-side statement name that is ours; a client's Bind cannot name one of them.
 pub const OWN_PREFIX: &[u8] = b"pgtenant_";
 
-/// The seal and the payload that it covers travel as parameters: statement texts are visible to whoever shares the role.
-/// Everything is schema-qualified, so a hostile `search_path` changes nothing.
-const BIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, false) IS NOT NULL \
+/// Seed of `random()`, seal, the payload that it covers, and a text that comes back.
+///
+/// The seal and the payload travel as parameters: statement texts are visible to whoever shares the role. Everything is
+/// schema-qualified, so a hostile `search_path` changes nothing.
+const BIND_SQL: &str = "SELECT pg_catalog.setseed($1::pg_catalog.float8), pg_catalog.pg_advisory_unlock_all(), \
+     pg_catalog.set_config('pgtenant.seal', $2::pg_catalog.text, false) IS NOT NULL \
+     AND pg_catalog.set_config('pgtenant.claims', $3::pg_catalog.text, false) IS NOT NULL, $4::pg_catalog.text";
+
+/// The same for a client that keeps its server, with its locks and its seed.
+const REBIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, false) IS NOT NULL \
      AND pg_catalog.set_config('pgtenant.claims', $2::pg_catalog.text, false) IS NOT NULL";
+
+/// Divides by zero if any prepared statement was made by SQL, under whatever name, or if the transaction is not one that a
+/// new session would begin. What passes has only statements that were parsed by the protocol, where all names are ours.
+///
+/// It is executed before anything of the last client's is undone, so it relies on no setting: everything is qualified,
+/// the operators too.
+const CHECK_SQL: &str = "SELECT 1 OPERATOR(pg_catalog./) (pg_catalog.count(*) OPERATOR(pg_catalog.=) 0 \
+     AND pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed' \
+     AND pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off')::pg_catalog.int4 \
+     FROM pg_catalog.pg_prepared_statement() AS p WHERE p.from_sql";
+
+/// What DISCARD ALL does, but for prepared statements and plans, and for advisory locks, which [`BIND_SQL`] releases
+/// (PostgreSQL documentation, "DISCARD").
+const WIPES: [(&str, &str); 6] = [
+    ("pgtenant_wipe_cursors", "CLOSE ALL"),
+    ("pgtenant_wipe_role", "SET SESSION AUTHORIZATION DEFAULT"),
+    ("pgtenant_wipe_settings", "RESET ALL"),
+    ("pgtenant_wipe_channels", "UNLISTEN *"),
+    ("pgtenant_wipe_tables", "DISCARD TEMP"),
+    ("pgtenant_wipe_sequences", "DISCARD SEQUENCES"),
+];
+
+/// The messages that execute them.
+static WIPE: LazyLock<Bytes> = LazyLock::new(|| {
+    let mut out = BytesMut::new();
+    WIPES.iter().for_each(|(name, _)| speak::bind_and_execute(name, &[], &mut out));
+    out.freeze()
+});
+
+/// Whether prepared statements may outlive a wipe on servers of this database and role.
+///
+/// A function that is declared IMMUTABLE but reads a setting would have one client's value in a plan that the next one
+/// uses. So there must be none that could: whose text reads settings or tables, or names a function that is not
+/// immutable. And the transactions of a new session must be those that [`CHECK_SQL`] expects.
+pub const MAY_KEEP: &str = "WITH own AS MATERIALIZED (SELECT p.oid, p.proname, p.provolatile = 'i' AS fixed, \
+     l.lanname NOT IN ('internal', 'c') AND p.prokind IN ('f', 'w') AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+       WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e') AS doubtful \
+     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+     WHERE p.pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace)), \
+     fixed AS MATERIALIZED (SELECT pg_catalog.lower(pg_catalog.pg_get_functiondef(oid)) AS text FROM own \
+       WHERE fixed AND doubtful LIMIT 101) \
+     SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
+       AND pg_catalog.current_setting('transaction_read_only') = 'off' \
+       AND (SELECT pg_catalog.count(*) FROM fixed) <= 100 \
+       AND NOT EXISTS (SELECT FROM fixed WHERE text ~ '(setting|\\mfrom\\M|\\mexecute\\M|\\mperform\\M)' \
+         OR EXISTS (SELECT FROM own WHERE NOT own.fixed AND pg_catalog.strpos(text, pg_catalog.lower(proname)) > 0))";
 
 /// A new session needs only this to be clean: PostgreSQL starts it without anyone's state.
 pub fn prepare(out: &mut BytesMut) {
@@ -32,37 +87,75 @@ pub fn prepare(out: &mut BytesMut) {
 /// Removes everything that a client can leave on a server.
 ///
 /// DISCARD ALL: cursors, role and session authorization, settings, prepared statements (SQL-level and protocol-level),
-/// LISTEN, advisory locks, cached plans, temporary tables, sequence state. The Parse of the unnamed statement replaces
-/// what a client left there (and its Close leaves none), and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
+/// LISTEN, advisory locks, cached plans, temporary tables, sequence state. The Close drops what the client left as the
+/// unnamed statement, and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
 /// block, so its success also proves that none is open.
 ///
 /// The last row that comes back ends with `nonce`, which nobody can know before: when it is seen, every earlier answer
 /// has been read, whatever a client may have left owing.
 pub fn clean(seed: f64, nonce: &str, out: &mut BytesMut) {
     speak::query("DISCARD ALL", out);
-    speak::parse(BIND, BIND_SQL, out);
-    speak::parse("", "SELECT pg_catalog.setseed($1::pg_catalog.float8), $2::pg_catalog.text", out);
-    speak::bind_and_execute("", &[seed.to_string().as_bytes(), nonce.as_bytes()], out);
     speak::close_statement(b"", out);
+    speak::parse(BIND, BIND_SQL, out);
+    finish(seed, nonce, out);
+}
+
+/// The end of a cleaning: nothing is bound, and `nonce` comes back.
+pub fn finish(seed: f64, nonce: &str, out: &mut BytesMut) {
+    speak::bind_and_execute(BIND, &[seed.to_string().as_bytes(), b"", b"", nonce.as_bytes()], out);
     speak::sync(out);
 }
 
-/// Binds a clean server: the seal first, while nothing of the client's is there that could disturb it, then the
-/// client's settings, committed together in a step of their own.
-/// Writes nothing (and says so) when there is nothing to bind.
-pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
-    if let Some((sealed, payload)) = sealed {
-        speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
+/// What of the proxy's own a server has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Own {
+    /// The unnamed statement is the check.
+    pub check: bool,
+    /// The statements that wipe are there.
+    pub wipes: bool,
+}
+
+/// Removes everything that a client can leave on a server, but for prepared statements, of which `forgotten` go.
+///
+/// First of all it is made sure that all of them were parsed by the proxy: SQL cannot touch the unnamed statement, which
+/// is what checks that; it fails the batch otherwise, and all that follows is skipped. Only then are statements executed
+/// by name.
+///
+/// Writes no Sync: what follows is skipped too if anything fails. Returns how many CommandComplete come.
+pub fn wipe(own: Own, forgotten: impl Iterator<Item = impl AsRef<[u8]>>, out: &mut BytesMut) -> usize {
+    if !own.check {
+        speak::parse("", CHECK_SQL, out);
     }
-    if !settings.is_empty() {
-        set("", settings, out);
-        speak::close_statement(b"", out);
+    speak::bind_and_execute("", &[], out);
+    forgotten.for_each(|name| speak::close_statement(name.as_ref(), out));
+    if !own.wipes {
+        WIPES.iter().for_each(|(name, sql)| speak::parse(name, sql, out));
     }
-    let something = sealed.is_some() || !settings.is_empty();
-    if something {
-        speak::sync(out);
+    out.extend_from_slice(&WIPE);
+    1 + WIPES.len()
+}
+
+/// Binds a clean server, or one that is clean when everything before it in the batch succeeds: the seal first, while
+/// nothing of the client's is there that could disturb it, then the client's settings. Writes no Sync. Returns how many
+/// CommandComplete come, of which the last is the last answer.
+pub fn bind(
+    sealed: Option<(&SealedContext, &str)>,
+    settings: &Settings,
+    seed: f64,
+    out: &mut BytesMut,
+) -> usize {
+    let (seal, payload) = sealed.map_or(("", ""), |(sealed, payload)| (sealed.text(), payload));
+    speak::bind_and_execute(
+        BIND,
+        &[seed.to_string().as_bytes(), seal.as_bytes(), payload.as_bytes(), b""],
+        out,
+    );
+    if settings.is_empty() {
+        return 1;
     }
-    something
+    speak::close_statement(SETTINGS.as_bytes(), out);
+    set(SETTINGS, settings, out);
+    2
 }
 
 /// Binds a server anew that its client keeps, between two of its transactions. Whatever the client dropped or prepared
@@ -70,9 +163,9 @@ pub fn bind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &m
 /// Writes nothing (and says so) when there is nothing to bind.
 pub fn rebind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
     if let Some((sealed, payload)) = sealed {
-        speak::close_statement(BIND.as_bytes(), out);
-        speak::parse(BIND, BIND_SQL, out);
-        speak::bind_and_execute(BIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
+        speak::close_statement(REBIND.as_bytes(), out);
+        speak::parse(REBIND, REBIND_SQL, out);
+        speak::bind_and_execute(REBIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
     }
     if !settings.is_empty() {
         speak::close_statement(SETTINGS.as_bytes(), out);

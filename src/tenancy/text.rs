@@ -98,6 +98,23 @@ impl Watch {
     }
 }
 
+/// Whether a text, up to its first NUL, is one query that does nothing to its session as far as it can be seen, and that
+/// PostgreSQL takes in any transaction.
+pub fn is_plain(sql: &[u8], standard_strings: bool) -> bool {
+    let sql = memchr::memchr(0, sql).map_or(sql, |end| &sql[..end]);
+    let is_query = matches!(Scanner::new(sql, standard_strings).next(), Some(Token::Word(verb)) if matches!(
+        verb.as_slice(),
+        b"select" | b"insert" | b"update" | b"delete" | b"merge" | b"values" | b"with" | b"table"
+    ));
+    if !is_query {
+        return false;
+    }
+    let Effects { touched, needs_session, leaves, begins, deallocates, statements } =
+        Effects::of(sql, standard_strings);
+    let is_silent = touched == Touched::default() && needs_session.is_none() && !leaves;
+    is_silent && !begins && deallocates.is_none() && statements <= 1
+}
+
 impl Effects {
     /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.
     pub fn of(sql: &[u8], standard_strings: bool) -> Self {

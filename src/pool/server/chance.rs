@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Unclean;
 
 /// Random bytes of the system's.
-pub(super) fn random<const N: usize>() -> Result<[u8; N], Unclean> {
+fn random<const N: usize>() -> Result<[u8; N], Unclean> {
     let mut random = [0; N];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| Unclean::Random)?;
     Ok(random)
@@ -14,6 +14,11 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], Unclean> {
 /// What nobody can know before.
 pub(super) fn nonce() -> Result<String, Unclean> {
     Ok(format!("{:032x}", u128::from_be_bytes(random()?)))
+}
+
+/// What `random()` begins with for the next client, who cannot foretell it: between -1 and 1.
+pub(super) fn seed() -> Result<f64, Unclean> {
+    Ok(f64::from(i32::from_be_bytes(random()?)) / f64::from(i32::MAX) * 0.999_999)
 }
 
 /// A tenth of the age, at most, is taken off at random: servers that were opened together are not closed together.

@@ -1,0 +1,113 @@
+//! A server that someone used, and how it becomes another's.
+
+use std::time::{Instant, SystemTime};
+
+use super::chance::{nonce, seed};
+use super::{BoundServer, CleanServer, Core, TermsDigest, Unclean};
+use crate::pool::due::Due;
+use crate::pool::lease_state::LeaseState;
+use crate::pool::statement::Statement;
+use crate::pool::terms::Terms;
+use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
+use crate::tenancy::statements;
+
+/// A server that someone used: it serves the same terms again, or is cleaned.
+pub struct UsedServer {
+    pub(super) core: Box<Core>,
+    digest: TermsDigest,
+    lapse: Option<Lapse>,
+    is_dirty: bool,
+    pub(super) idle_since: Instant,
+}
+
+impl UsedServer {
+    pub(super) fn new(server: BoundServer, is_dirty: bool) -> Self {
+        let BoundServer { core, digest, lapse, .. } = server;
+        Self { core, digest, lapse, is_dirty, idle_since: Instant::now() }
+    }
+
+    /// Whether `wanted` may run on it as it is.
+    pub fn serves(&self, wanted: TermsDigest, now: SystemTime) -> bool {
+        !self.is_dirty && self.digest == wanted && self.lapse.is_none_or(|lapse| lapse.is_fresh(now))
+    }
+
+    /// Whether something was left on it that even the same client must not find again by chance.
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// The server process, which the seal is bound to.
+    pub fn pid(&self) -> ServerPid {
+        ServerPid(self.core.key.pid)
+    }
+
+    /// Takes it under the same terms again.
+    pub fn reuse(mut self) -> BoundServer {
+        self.core.ledger.take_settled_unnamed();
+        BoundServer { core: self.core, digest: self.digest, lapse: self.lapse, state: LeaseState::default() }
+    }
+
+    /// Whether it may be cleaned and bound to these terms in one batch with what its client sends: nothing visible was
+    /// left on it, and it has the settings that it will have.
+    pub fn may_switch(&self, terms: &Terms) -> bool {
+        !self.is_dirty
+            && self.core.kept.is_allowed
+            && self.core.kept.bound_with == Some(terms.settings_digest())
+    }
+
+    /// Cleans it and puts it under another context, in one batch with what its client sends next, up to the Sync. Where
+    /// anything of it fails, PostgreSQL skips all that follows, and undoes the rest: so nothing of the client's can run
+    /// in a context that is not its own. The caller makes sure that the client's batch may be part of a transaction.
+    ///
+    /// # Errors
+    /// The system has no random bytes.
+    pub fn switch(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
+        let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
+        let mut completions = self.wipe();
+        let core = &mut *self.core;
+        completions += statements::bind(bound, terms.settings(), seed()?, &mut core.outgoing);
+        core.ledger.push(Due::Switch(completions));
+        core.ledger.take_settled_unnamed();
+        let lapse = sealed.map(SealedContext::lapse);
+        Ok(BoundServer { core: self.core, digest: terms.digest(), lapse, state: LeaseState::default() })
+    }
+
+    /// Queues the removal of everything of the last client's, but for statements that may be kept.
+    fn wipe(&mut self) -> usize {
+        let core = &mut *self.core;
+        core.kept.own.check &= !core.ledger.traces().unnamed;
+        let gone = core.kept.wipe();
+        let gone = gone.into_iter().map(Statement::name_of);
+        let completions = statements::wipe(core.kept.own, gone, &mut core.outgoing);
+        core.kept.own = statements::Own { check: true, wipes: true };
+        core.ledger.is_cleaned();
+        completions
+    }
+
+    /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it. Prepared statements stay
+    /// that could not have been anyone's but the proxy's, where nothing visible was left.
+    ///
+    /// # Errors
+    /// It could not be shown clean, and is closed.
+    pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
+        if self.core.kept.is_allowed && !self.is_dirty {
+            let nonce = nonce()?;
+            self.wipe();
+            statements::finish(seed()?, &nonce, &mut self.core.outgoing);
+            match self.core.prove(&nonce).await {
+                Ok(()) => return Ok(CleanServer(self.core)),
+                // Something was left that did not show.
+                Err(Unclean::Refused(report)) => {
+                    tracing::debug!(reason = report.message, "a server needs more than a wipe");
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        let nonce = nonce()?;
+        statements::clean(seed()?, &nonce, &mut self.core.outgoing);
+        self.core.kept.discard();
+        self.core.ledger.is_cleaned();
+        self.core.prove(&nonce).await?;
+        Ok(CleanServer(self.core))
+    }
+}

@@ -1,0 +1,54 @@
+//! Whether what a client sends may share its transaction with the binding of its server.
+
+use super::prepared::ClientStatements;
+use super::requests::Requests;
+use crate::net::buffer::Buffer;
+use crate::tenancy::text;
+use crate::wire::frame::{HEADER, peek, split_cstr};
+use crate::wire::tag;
+
+impl Requests {
+    /// Whether the client has sent one whole batch of the extended protocol, up to its Sync, that executes nothing but
+    /// queries which neither know nor care whether something precedes them in their transaction: SELECT, INSERT, UPDATE
+    /// and their kin; BEGIN, VACUUM and CALL do care. String constants are read as standard ones.
+    pub fn is_plain_batch(&self, incoming: &Buffer, statements: &ClientStatements) -> bool {
+        let mut rest = incoming.filled();
+        // The text of the unnamed statement, as it stands at each Bind; named ones that the batch itself prepares.
+        let mut unnamed: Option<&[u8]> = statements.unnamed();
+        let mut fresh: Option<(&[u8], &[u8])> = None;
+        if !self.is_between_messages() {
+            return false;
+        }
+        while let Ok(Some(header)) = peek(rest) {
+            let Some((frame, after)) = rest.split_at_checked(header.frame()) else { return false };
+            let body = &frame[HEADER..];
+            rest = after;
+            match header.tag {
+                tag::PARSE => match split_cstr(body) {
+                    Some((b"", text)) => unnamed = Some(text),
+                    Some((name, text)) if fresh.is_none() => fresh = Some((name, text)),
+                    _ => return false,
+                },
+                tag::BIND => {
+                    let name = split_cstr(body).and_then(|(_, rest)| split_cstr(rest)).map(|(name, _)| name);
+                    let is_plain = match name {
+                        Some(b"") => unnamed.is_some_and(|text| text::is_plain(text, true)),
+                        Some(name) => match (statements.get(name), fresh) {
+                            (Some(known), _) => known.is_plain,
+                            (None, Some((own, text))) if own == name => text::is_plain(text, true),
+                            _ => false,
+                        },
+                        None => false,
+                    };
+                    if !is_plain {
+                        return false;
+                    }
+                }
+                tag::DESCRIBE | tag::EXECUTE => {}
+                tag::SYNC => return true,
+                _ => return false,
+            }
+        }
+        false
+    }
+}
