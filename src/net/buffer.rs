@@ -62,6 +62,22 @@ impl Buffer {
         }
     }
 
+    /// Puts bytes back in front of the unread ones. Whether they fit in.
+    pub fn put_back(&mut self, bytes: &[u8]) -> bool {
+        let rest = self.filled().to_vec();
+        if bytes.len() + rest.len() > BUFFER_SIZE {
+            return false;
+        }
+        let memory = self.bytes.get_or_insert_with(take);
+        memory[..bytes.len()].copy_from_slice(bytes);
+        memory[bytes.len()..][..rest.len()].copy_from_slice(&rest);
+        (self.start, self.end) = (0, bytes.len() + rest.len());
+        if self.is_empty() {
+            self.consume(0);
+        }
+        true
+    }
+
     /// Whether no more bytes fit in.
     pub fn is_full(&self) -> bool {
         self.end - self.start == BUFFER_SIZE

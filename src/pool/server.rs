@@ -109,7 +109,7 @@ impl Core {
                     other => done |= is_last(other, body),
                 }
                 self.incoming.consume(header.frame());
-                if let (true, Some(report)) = (done, refused.take()) {
+                if done && let Some(report) = refused.take() {
                     return Err(Unclean::Refused(report));
                 }
             }
@@ -324,6 +324,11 @@ impl BoundServer {
     /// Whether half a message has been passed to the client.
     pub fn is_mid_message(&self) -> bool {
         matches!(self.state.body, Some((_, true)))
+    }
+
+    /// Whether its binding is part of the client's first batch, and not answered yet.
+    pub fn is_switching(&self) -> bool {
+        self.core.ledger.switch().is_pending()
     }
 
     /// Whether the client's first batch failed, and its binding with it: it is under the context of whoever had it before,

@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use super::plain;
 use super::prepared::ClientStatements;
 use super::reported::Reported;
 use super::requests::Requests;
@@ -28,6 +29,11 @@ impl Client {
     /// Whether backslashes in its string constants are backslashes.
     pub fn has_standard_strings(&self) -> bool {
         self.reported.get("standard_conforming_strings") != Some("off")
+    }
+
+    /// What it has sent up to its first Sync.
+    pub fn first_batch(&self) -> &[u8] {
+        plain::first_batch(self.incoming.filled())
     }
 
     /// Whether what it sends first may share its transaction with the binding of its server.

@@ -52,3 +52,18 @@ impl Requests {
         false
     }
 }
+
+/// Whole messages up to the first Sync, or all that are there.
+pub(super) fn first_batch(bytes: &[u8]) -> &[u8] {
+    let mut end = 0;
+    while let Ok(Some(header)) = peek(&bytes[end..]) {
+        if bytes.len() - end < header.frame() {
+            break;
+        }
+        end += header.frame();
+        if header.tag == tag::SYNC {
+            break;
+        }
+    }
+    &bytes[..end]
+}

@@ -276,6 +276,10 @@ impl Relay {
                 self.close(server);
                 Ok(())
             }
+            End::Again => {
+                let _ = handle.runs_nothing().await;
+                Ok(())
+            }
             End::Failed(report) => {
                 let _ = handle.runs_nothing().await;
                 self.close(server);
@@ -302,7 +306,7 @@ impl Relay {
         if !changes.resets || self.own_settings.is_empty() {
             return Some(server);
         }
-        match server.settings(over, &custom(&self.own_settings)).await {
+        match server.settings(over, &settings::custom(&self.own_settings)).await {
             Ok(found) => {
                 let found = found.unwrap_or_default();
                 let lost = self.own_settings.iter().filter(|(name, _)| !is_among(name, &found));
@@ -483,11 +487,6 @@ impl Relay {
         let next = self.next().await;
         self.is_disturbed(&next)
     }
-}
-
-/// Settings that PostgreSQL does not list by itself.
-fn custom(settings: &Settings) -> BTreeSet<String> {
-    settings.keys().filter(|name| name.contains('.')).cloned().collect()
 }
 
 /// Whether a setting was found to hold on. A setting of nobody's that was reset is empty.

@@ -34,6 +34,8 @@ pub struct Turn<'a> {
     /// The client's Terminate was passed on.
     said_goodbye: bool,
     clock: Clock,
+    /// The client's first batch, while it depends on its binding.
+    first: Option<Vec<u8>>,
 }
 
 /// What a turn's answers tell of the client's settings.
@@ -60,6 +62,9 @@ pub enum End {
     Closed,
     /// Both connections must close; the client is told why.
     Failed(Report),
+    /// The server could not be taken over, and closes. Nothing of the client's ran on it, and all that it sent is there
+    /// again for the next turn.
+    Again,
 }
 
 /// What woke the turn.
@@ -89,6 +94,7 @@ impl<'a> Turn<'a> {
         let now = Instant::now();
         let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
         let clock = Clock { times, blocked: None, is_running: true };
+        let first = server.is_switching().then(|| client.first_batch().to_vec());
         Self {
             pool,
             client,
@@ -98,6 +104,7 @@ impl<'a> Turn<'a> {
             told_fatal: false,
             said_goodbye: false,
             clock,
+            first,
         }
     }
 
@@ -117,11 +124,11 @@ impl<'a> Turn<'a> {
             }
             match poll_fn(|cx| self.poll_event(cx)).await {
                 Event::Client => self.clock.client_spoke(self.server.ledger().is_waiting()),
-                Event::Server => {
-                    if let Err(report) = self.hear() {
-                        return self.failed(report);
-                    }
-                }
+                Event::Server => match self.hear() {
+                    Ok(()) => {}
+                    Err(_) if self.takes_back() => return End::Again,
+                    Err(report) => return self.failed(report),
+                },
                 Event::ClientGone => {
                     return End::Abandoned { still_runs: self.server.ledger().is_waiting() };
                 }
@@ -268,15 +275,9 @@ impl<'a> Turn<'a> {
             self.pool.metrics().seal_refusals.increment(1);
             tracing::warn!("the database refused a seal; the server is closed");
         }
-        // The last first: a name may have been closed and given anew in the same batch.
-        for skipped in self.heard.skipped.drain(..).rev() {
-            match skipped {
-                Skipped::Parse(name) => drop(self.client.statements.close(&name)),
-                Skipped::Close(name, statement) => self.client.statements.put_back(name, statement),
-                Skipped::NotOnServer(id) => self.server.lacks(id),
-                Skipped::OnServer(ids) => self.server.still_has(ids),
-                Skipped::ToSync => self.client.requests.skip_to_sync(),
-            }
+        self.undo_skipped();
+        if self.heard.bound {
+            self.first = None;
         }
         if let Some(unnamed) = self.server.ledger().take_unnamed() {
             self.client.statements.remember_unnamed(unnamed);
@@ -316,6 +317,32 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
+    /// What messages did that the server skipped is undone.
+    fn undo_skipped(&mut self) {
+        // The last first: a name may have been closed and given anew in the same batch.
+        for skipped in self.heard.skipped.drain(..).rev() {
+            match skipped {
+                Skipped::Parse(name) => drop(self.client.statements.close(&name)),
+                Skipped::Close(name, statement) => self.client.statements.put_back(name, statement),
+                Skipped::NotOnServer(id) => self.server.lacks(id),
+                Skipped::OnServer(ids) => self.server.still_has(ids),
+                Skipped::ToSync => self.client.requests.skip_to_sync(),
+            }
+        }
+    }
+
+    /// The server could not be taken over: whether the client's batch, all of which PostgreSQL has skipped, is there again
+    /// as if it had not been sent.
+    fn takes_back(&mut self) -> bool {
+        let Some(first) = self.first.take() else { return false };
+        let is_skipped = self.server.ledger().skip_switched(&mut self.heard.skipped);
+        if !is_skipped || !self.client.incoming.put_back(&first) {
+            return false;
+        }
+        self.undo_skipped();
+        true
+    }
+
     /// Passes on what a server says of itself while its client is idle: notifications, notices, settings, its end.
     /// `is_current`: the client may still hear it. Whether PostgreSQL ended the session.
     ///
@@ -332,9 +359,10 @@ impl<'a> Turn<'a> {
 
     fn broken(&mut self, broken: &Broken) -> Report {
         if matches!(broken, Broken::Binding(_)) {
-            self.pool.metrics().bind_failures.increment(1);
-            if self.server.ledger().switch().is_pending() {
+            if self.server.is_switching() {
                 self.pool.mistrusts_servers();
+            } else {
+                self.pool.metrics().bind_failures.increment(1);
             }
         }
         tracing::warn!(reason = %broken, "a server was closed");

@@ -1,6 +1,6 @@
 //! A client's own settings, which follow it to whichever server it next gets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::context::Wanted;
 use crate::wire::report::{Report, Sqlstate};
@@ -55,6 +55,11 @@ pub fn following(own: &Settings, found: Settings) -> Option<Settings> {
     }
     let bytes: usize = settings.iter().map(|(name, value)| name.len() + value.len()).sum();
     (bytes <= MAX_FOLLOWING).then_some(settings)
+}
+
+/// Settings that PostgreSQL does not list by itself.
+pub fn custom(settings: &Settings) -> BTreeSet<String> {
+    settings.keys().filter(|name| name.contains('.')).cloned().collect()
 }
 
 fn insert(settings: &mut Settings, name: String, value: String) -> Result<(), Report> {

@@ -32,23 +32,25 @@ const BIND_SQL: &str = "SELECT pg_catalog.setseed($1::pg_catalog.float8), pg_cat
 const REBIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, false) IS NOT NULL \
      AND pg_catalog.set_config('pgtenant.claims', $2::pg_catalog.text, false) IS NOT NULL";
 
-/// Divides by zero if any prepared statement was made by SQL, under whatever name, or if the transaction is not one that a
-/// new session would begin. What passes has only statements that were parsed by the protocol, where all names are ours.
+/// Divides by zero if any prepared statement was made by SQL, under whatever name, or one of so many was dropped by it, if the session listens (UNLISTEN counts
+/// only when its transaction ends), or if the transaction is not one that a new session would begin. What passes has only statements that were parsed by the protocol, where all names are ours.
 ///
 /// It is executed before anything of the last client's is undone, so it relies on no setting: everything is qualified,
 /// the operators too.
-const CHECK_SQL: &str = "SELECT 1 OPERATOR(pg_catalog./) (pg_catalog.count(*) OPERATOR(pg_catalog.=) 0 \
+const CHECK_SQL: &str = "SELECT 1 OPERATOR(pg_catalog./) ( \
+     pg_catalog.count(*) FILTER (WHERE p.from_sql) OPERATOR(pg_catalog.=) 0 \
+     AND pg_catalog.count(*) OPERATOR(pg_catalog.>=) $1::pg_catalog.int8 \
      AND pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed' \
-     AND pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off')::pg_catalog.int4 \
-     FROM pg_catalog.pg_prepared_statement() AS p WHERE p.from_sql";
+     AND pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off' \
+     AND NOT EXISTS (SELECT FROM pg_catalog.pg_listening_channels()))::pg_catalog.int4 \
+     FROM pg_catalog.pg_prepared_statement() AS p";
 
-/// What DISCARD ALL does, but for prepared statements and plans, and for advisory locks, which [`BIND_SQL`] releases
-/// (PostgreSQL documentation, "DISCARD").
-const WIPES: [(&str, &str); 6] = [
+/// What DISCARD ALL does, but for prepared statements and plans, for channels, of which there are none ([`CHECK_SQL`]), and
+/// for advisory locks, which [`BIND_SQL`] releases (PostgreSQL documentation, "DISCARD").
+const WIPES: [(&str, &str); 5] = [
     ("pgtenant_wipe_cursors", "CLOSE ALL"),
     ("pgtenant_wipe_role", "SET SESSION AUTHORIZATION DEFAULT"),
     ("pgtenant_wipe_settings", "RESET ALL"),
-    ("pgtenant_wipe_channels", "UNLISTEN *"),
     ("pgtenant_wipe_tables", "DISCARD TEMP"),
     ("pgtenant_wipe_sequences", "DISCARD SEQUENCES"),
 ];
@@ -115,18 +117,25 @@ pub struct Own {
     pub wipes: bool,
 }
 
-/// Removes everything that a client can leave on a server, but for prepared statements, of which `forgotten` go.
+/// Removes everything that a client can leave on a server, but for prepared statements, of which `forgotten` go; `shared`
+/// are there that clients share.
 ///
 /// First of all it is made sure that all of them were parsed by the proxy: SQL cannot touch the unnamed statement, which
 /// is what checks that; it fails the batch otherwise, and all that follows is skipped. Only then are statements executed
 /// by name.
 ///
 /// Writes no Sync: what follows is skipped too if anything fails. Returns how many CommandComplete come.
-pub fn wipe(own: Own, forgotten: impl Iterator<Item = impl AsRef<[u8]>>, out: &mut BytesMut) -> usize {
+pub fn wipe(
+    own: Own,
+    shared: usize,
+    forgotten: impl Iterator<Item = impl AsRef<[u8]>>,
+    out: &mut BytesMut,
+) -> usize {
     if !own.check {
         speak::parse("", CHECK_SQL, out);
     }
-    speak::bind_and_execute("", &[], out);
+    let named = shared + 1 + if own.wipes { WIPES.len() } else { 0 };
+    speak::bind_and_execute("", &[named.to_string().as_bytes()], out);
     forgotten.for_each(|name| speak::close_statement(name.as_ref(), out));
     if !own.wipes {
         WIPES.iter().for_each(|(name, sql)| speak::parse(name, sql, out));

@@ -23,6 +23,7 @@ mod seal;
 mod settings;
 mod sign_in;
 mod strangers;
+mod switching;
 mod tls;
 mod traffic;
 mod transactions;

@@ -119,7 +119,8 @@ async fn bytes_behind_ssl_request_are_refused() {
     half.send(&startup(SSL_REQUEST, b"")).await;
     assert_eq!(half.stream().read_u8().await.unwrap(), b'S');
     half.stream().write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
-    assert!(psql_with(&with_tls, "sslmode=require").await.0);
+    let (entered, err) = psql_with(&with_tls, "sslmode=require").await;
+    assert!(entered, "{err}");
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
-//! Which statement the next answer is of, and what it tells of its result.
+//! What answers and failures tell of statements.
 
 use super::Ledger;
-use crate::pool::due::Due;
+use crate::pool::due::{Due, Skipped};
 use crate::pool::statement::Shape;
+use crate::pool::switch::Switch;
 
 impl Ledger {
     /// Whether a statement's result is being looked at.
@@ -47,5 +48,16 @@ impl Ledger {
             Some(Due::Describe(statement)) => Some(statement.as_ref()?.id),
             _ => None,
         }
+    }
+
+    /// The binding failed that the client's first batch depends on: all of that was skipped. Whether all of it had been
+    /// sent, and nothing else.
+    pub fn skip_switched(&mut self, skipped: &mut Vec<Skipped>) -> bool {
+        let is_whole = self.switch == Switch::Sent && matches!(self.due.front(), Some(Due::Switch(_)));
+        if is_whole {
+            self.pop();
+            self.error(skipped);
+        }
+        is_whole
     }
 }

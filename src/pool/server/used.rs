@@ -76,9 +76,10 @@ impl UsedServer {
     fn wipe(&mut self) -> usize {
         let core = &mut *self.core;
         core.kept.own.check &= !core.ledger.traces().unnamed;
+        let shared = core.kept.len();
         let gone = core.kept.wipe();
         let gone = gone.into_iter().map(Statement::name_of);
-        let completions = statements::wipe(core.kept.own, gone, &mut core.outgoing);
+        let completions = statements::wipe(core.kept.own, shared, gone, &mut core.outgoing);
         core.kept.own = statements::Own { check: true, wipes: true };
         core.ledger.is_cleaned();
         completions
