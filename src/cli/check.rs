@@ -145,7 +145,7 @@ async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<Strin
         Ok(dialled) => dialled,
         Err(error) => return vec![error.to_string()],
     };
-    let mut server = match CleanServer::prepare(dialled, Shard(0), Place::new(|| {}), MAX_AGE).await {
+    let server = match CleanServer::prepare(dialled, Shard(0), Place::new(|| {}), MAX_AGE).await {
         Ok(server) => server,
         Err(error) => return vec![error.to_string()],
     };

@@ -223,7 +223,7 @@ impl BoundServer {
 
     /// Whose message this is, and what it changes.
     fn judge(&mut self, header: Header, is_whole: bool, heard: &mut Heard) -> Result<Verdict, Broken> {
-        let (incoming, ledger, state, kept) = self.parts();
+        let (incoming, ledger, state, statements) = self.parts();
         let body = match is_whole {
             true => &incoming.filled()[state.run..][HEADER..header.frame()],
             false => &[],
@@ -260,8 +260,7 @@ impl BoundServer {
                         (left, _) => left,
                     };
                     if matches!(left, Leaves::NoStatements) {
-                        kept.take();
-                        kept.still_has(ledger.placed());
+                        *statements = ledger.placed().collect();
                     }
                     ledger.copied(body);
                     heard.completed(body, state, &left);
@@ -287,7 +286,7 @@ impl BoundServer {
                 if ledger.is_binding() {
                     return Err(Broken::Binding(report));
                 }
-                let is_fatal = matches!(report.severity.as_str(), "FATAL" | "PANIC");
+                let is_fatal = report.is_fatal();
                 if !is_fatal && !ledger.may_fail() {
                     return Err(Violation::Unexpected(header.tag).into());
                 }

@@ -101,32 +101,6 @@ impl Due {
         matches!(self, Due::Binding | Due::Switch(_))
     }
 
-    /// Whether something of the client's is planned or executed by it.
-    pub(super) fn runs(&self) -> bool {
-        matches!(self, Due::Query(_) | Due::Execute(_) | Due::Bind(_))
-    }
-
-    /// Whether the unnamed statement may be another one, or none, afterwards: whatever is not known to leave it.
-    pub(super) fn may_move_unnamed(&self) -> bool {
-        !matches!(
-            self,
-            Due::Binding
-                | Due::Switch(_)
-                | Due::Sync
-                | Due::Parse { .. }
-                | Due::ParseAgain { .. }
-                | Due::Ensure(_)
-                | Due::Aside
-                | Due::Bind(_)
-                | Due::Describe(_)
-                | Due::Verify(..)
-                | Due::Execute(_)
-                | Due::CopyEnd
-                | Due::Said(_)
-                | Due::Provoked(_)
-        )
-    }
-
     /// The statement that it puts on the server.
     pub(super) fn placed(&self) -> Option<u64> {
         match self {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Instant, SystemTime};
@@ -54,8 +53,6 @@ pub struct Pool {
     trials: Mutex<LruCache<TermsDigest, Arc<Told>>>,
     pub(super) settings: PoolSettings,
     registry: Registry,
-    /// Servers are cleaned and bound in one batch with what the client sends, where that may be.
-    switches: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -94,8 +91,7 @@ impl Pool {
     /// An empty pool; servers are opened when they are needed.
     pub fn new(settings: PoolSettings) -> Arc<Self> {
         let trials = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_TRIALS).unwrap_or(NonZeroUsize::MIN)));
-        let (registry, switches) = (Registry::default(), AtomicBool::new(true));
-        Arc::new(Self { trials, settings, registry, switches, state: Mutex::default() })
+        Arc::new(Self { trials, settings, registry: Registry::default(), state: Mutex::default() })
     }
 
     /// What PostgreSQL reported of these settings when a client brought them before, so that its kind need not wait for a
@@ -182,7 +178,7 @@ impl Pool {
                     kind.increment(1);
                     return Ok(self.bind(clean, terms)?);
                 }
-                Idle::Used(used) if is_plain && self.may_switch(&used, terms) => {
+                Idle::Used(used) if is_plain && used.may_switch(terms) => {
                     return Ok(self.switch(used, terms)?);
                 }
                 Idle::Used(used) => match used.clean().await {
@@ -209,21 +205,11 @@ impl Pool {
         is_plain: impl FnOnce() -> bool,
     ) -> Option<BoundServer> {
         let now = SystemTime::now();
-        let mut server = {
-            let mut state = self.lock();
-            let has_room = self.has_room(&state);
-            let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
-            let Choice::Take { index, grow: false } = shelf::choose(offers, has_room) else { return None };
-            let serves = matches!(&state.idle[index], Idle::Used(used) if used.serves(terms.digest(), now));
-            let is_plain = !serves && is_plain();
-            let is_ready = match &state.idle[index] {
-                Idle::Used(used) => serves || is_plain && self.may_switch(used, terms),
-                Idle::Clean(..) => true,
-            };
-            if !is_ready {
-                return None;
-            }
-            self.take_idle(&mut state, index, terms, is_plain, now)
+        let mut server = match self.take_ready(terms, shard, false, now) {
+            Some(server) => server,
+            // What the client sends is read only where it matters, and while nobody waits for the pool.
+            None if is_plain() => self.take_ready(terms, shard, true, now)?,
+            None => return None,
         };
         let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
         if !alive || server.rehome(shard).is_err() {
@@ -241,6 +227,19 @@ impl Pool {
                 self.bind(clean, terms).ok()
             }
         }
+    }
+
+    /// An idle server that needs no step of its own before the client's first message.
+    fn take_ready(&self, terms: &Terms, shard: Shard, is_plain: bool, now: SystemTime) -> Option<Idle> {
+        let mut state = self.lock();
+        let has_room = self.has_room(&state);
+        let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
+        let Choice::Take { index, grow: false } = shelf::choose(offers, has_room) else { return None };
+        let is_ready = match &state.idle[index] {
+            Idle::Used(used) => used.serves(terms.digest(), now) || is_plain && used.may_switch(terms),
+            Idle::Clean(..) => true,
+        };
+        is_ready.then(|| self.take_idle(&mut state, index, terms, is_plain, now))
     }
 
     /// Whether one more server may be opened.
@@ -276,22 +275,6 @@ impl Pool {
         let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
         self.settings.metrics.switched.increment(1);
         server.switch(sealed, terms).map_err(|unclean| Report::new(Sqlstate::INTERNAL, unclean.to_string()))
-    }
-
-    /// Whether this server may be taken over in one batch with what the client sends.
-    fn may_switch(&self, server: &UsedServer, terms: &Terms) -> bool {
-        self.switches.load(Ordering::Relaxed) && server.may_switch(terms)
-    }
-
-    /// A server that was taken over in one batch with its client's was not what it looked like: from now on all are
-    /// cleaned, and found clean, before a client's first message leaves.
-    pub fn mistrusts_servers(&self) {
-        if self.switches.swap(false, Ordering::Relaxed) {
-            tracing::warn!(
-                pool = self.name(),
-                "a server held something that no command tag told of; servers are cleaned one step more slowly from now on"
-            );
-        }
     }
 
     /// Binds a server anew for the client that keeps it, where that is due: its seal lapses, or a RESET undid what was

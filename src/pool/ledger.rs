@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::due::{Deallocated, Due, Said, Skipped, Special, Unnamed};
 use super::statement::Statement;
-use super::switch::{Switch, Traces};
+use super::switch::Switch;
 use crate::tenancy::text::Deallocates;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
@@ -64,8 +64,6 @@ pub struct Ledger {
     swallowed: usize,
     /// Answers to such Syncs that may come after all, because the COPY failed before it read them.
     strays: usize,
-    /// What was sent since this was last asked, that matters to a later cleaning.
-    traces: Traces,
     /// Whether the client's first batch is one with its binding.
     switch: Switch,
 }
@@ -87,7 +85,6 @@ impl Default for Ledger {
             has_copied: false,
             swallowed: 0,
             strays: 0,
-            traces: Traces::default(),
             switch: Switch::No,
         }
     }
@@ -104,7 +101,6 @@ impl Ledger {
         self.open_batch |= due.opens_batch();
         self.is_copying &= !matches!(due, Due::CopyEnd);
         self.has_executed |= matches!(due, Due::Query(_) | Due::Execute(_));
-        self.traces.note(&due);
         self.switch.sent(&due);
         self.naming += usize::from(due.names());
         self.placing += usize::from(due.places());
@@ -112,19 +108,14 @@ impl Ledger {
         self.due.push_back(due);
     }
 
-    /// What was sent since the last cleaning.
-    pub fn traces(&self) -> Traces {
-        self.traces
-    }
-
     /// Whether the binding is one batch with the client's first, and how far that is.
     pub fn switch(&self) -> Switch {
         self.switch
     }
 
-    /// The server was cleaned, and its unnamed statement is known.
+    /// The server is cleaned, or about to be.
     pub fn is_cleaned(&mut self) {
-        (self.traces, self.switch) = (Traces::default(), Switch::No);
+        self.switch = Switch::No;
     }
 
     /// Bytes of the outstanding unnamed statements.
@@ -434,6 +425,9 @@ impl Ledger {
         }
         let others = self.due.iter().take_while(|due| !matches!(due, Due::Sync)).skip(1);
         self.has_lost_unnamed |= others.into_iter().any(Due::settles_unnamed);
+        // A later batch is not skipped, and what it does to it will be answered.
+        let mut later = self.due.iter().skip_while(|due| !matches!(due, Due::Sync));
+        self.has_lost_unnamed &= !later.any(Due::settles_unnamed);
         // Outside all messages it is PostgreSQL's own affair: a FATAL before it closes.
         let mut skips_on = !self.due.is_empty() || self.open_batch;
         while let Some(front) = self.due.front() {

@@ -17,11 +17,10 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 
 use super::due::Due;
-use super::kept::Kept;
 use super::lease_state::LeaseState;
 use super::ledger::{Ledger, TransactionOver};
 use super::statement::Statement;
-use super::terms::Terms;
+use super::terms::{SettingsDigest, Terms};
 use crate::net::buffer::Buffer;
 use crate::net::dial::Dialled;
 use crate::net::stream::Stream;
@@ -81,7 +80,12 @@ struct Core {
     outgoing: BytesMut,
     ledger: Ledger,
     key: Arc<CancelKey>,
-    kept: Kept,
+    /// Shared statements that the server has, or is about to have.
+    statements: HashSet<u64>,
+    /// The settings that it was bound with, while they are what it has.
+    bound_with: Option<SettingsDigest>,
+    /// A new session's transactions are what PostgreSQL's documentation says, so that a wipe can make them.
+    is_standard: bool,
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
     shard: Shard,
@@ -215,13 +219,22 @@ impl CleanServer {
             outgoing: BytesMut::new(),
             ledger: Ledger::default(),
             key: Arc::new(dialled.key),
-            kept: Kept::default(),
+            statements: HashSet::new(),
+            bound_with: None,
+            is_standard: false,
             retires: Instant::now() + spread(max_age)?,
             shard,
             _place: place,
         });
         statements::prepare(&mut core.outgoing);
-        core.acknowledge_in_time(|kind, _| kind == tag::READY_FOR_QUERY).await?;
+        let (mut is_standard, mut batches) = (false, 0);
+        let acknowledged = core.acknowledge_in_time(|kind, body| {
+            is_standard |= kind == tag::DATA_ROW && message::text_columns(body) == ["t"];
+            batches += u32::from(kind == tag::READY_FOR_QUERY);
+            batches == 2
+        });
+        acknowledged.await?;
+        core.is_standard = is_standard;
         Ok(Self(core))
     }
 
@@ -235,11 +248,12 @@ impl CleanServer {
         self.0.shard
     }
 
-    /// Asks a question of the proxy's own and gets the columns of the first row, as text. Not for clients' words.
+    /// Asks a question of the proxy's own and gets the columns of the first row, as text. Not for clients' words. Takes the
+    /// server, which is not ready to be bound any more.
     ///
     /// # Errors
     /// PostgreSQL refused it or is gone.
-    pub async fn ask(&mut self, sql: &str) -> Result<Vec<String>, Unclean> {
+    pub async fn ask(mut self, sql: &str) -> Result<Vec<String>, Unclean> {
         speak::query(sql, &mut self.0.outgoing);
         let mut row = Vec::new();
         let asked = self.0.acknowledge_in_time(|kind, body| {
@@ -252,22 +266,6 @@ impl CleanServer {
         Ok(row)
     }
 
-    /// Asks PostgreSQL whether prepared statements may outlive a cleaning. Where it refuses to tell, they may not.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn may_keep_statements(mut self) -> Result<Self, Unclean> {
-        self.0.kept.is_allowed = match self.ask(statements::MAY_KEEP).await {
-            Ok(row) => row == ["t"],
-            Err(Unclean::Refused(report)) => {
-                tracing::debug!(reason = report.message, "prepared statements do not outlive a cleaning");
-                false
-            }
-            Err(other) => return Err(other),
-        };
-        Ok(self)
-    }
-
     /// Puts the server under a context: queues the binding, which leaves in the same write as the client's first bytes.
     /// Until it is acknowledged, nothing that comes back is passed on.
     ///
@@ -275,12 +273,10 @@ impl CleanServer {
     /// The system has no random bytes.
     pub fn bind(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
         let core = &mut *self.0;
-        let gone = core.kept.found(terms.foundation());
-        core.kept.bound_with = Some(terms.settings_digest());
-        gone.iter().for_each(|id| speak::close_statement(&Statement::name_of(*id), &mut core.outgoing));
+        core.bound_with = Some(terms.settings_digest());
         if sealed.is_some() || !terms.settings().is_empty() {
             let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
-            statements::bind(bound, terms.settings(), seed()?, &mut core.outgoing);
+            statements::bind(statements::NAMED, bound, terms.settings(), seed()?, &mut core.outgoing);
         }
         if !core.outgoing.is_empty() {
             speak::sync(&mut core.outgoing);
@@ -393,28 +389,27 @@ impl BoundServer {
 
     /// Whether the server has, or is about to have, this statement.
     pub fn has(&self, statement: &Statement) -> bool {
-        self.core.kept.has(statement.id)
+        self.core.statements.contains(&statement.id)
     }
 
     /// Whether the server has, or is about to have, this statement; notes that it will.
     pub fn will_have(&mut self, statement: &Arc<Statement>) -> bool {
-        let is_untouched = !self.core.ledger.traces().has_run;
-        self.core.kept.will_have(statement.id, is_untouched)
+        !self.core.statements.insert(statement.id)
     }
 
     /// Takes back that the server has a statement.
     pub fn lacks(&mut self, id: u64) {
-        self.core.kept.lacks(id);
+        self.core.statements.remove(&id);
     }
 
     /// It is about to drop all its statements; tells which.
     pub fn drops_statements(&mut self) -> HashSet<u64> {
-        self.core.kept.take()
+        std::mem::take(&mut self.core.statements)
     }
 
     /// Takes back that it dropped them.
     pub fn still_has(&mut self, ids: HashSet<u64>) {
-        self.core.kept.still_has(ids);
+        self.core.statements.extend(ids);
     }
 
     /// Whether the unnamed statement on the server is this client's; what the server has is set by the caller.
@@ -458,11 +453,11 @@ impl BoundServer {
     pub(super) fn redefine(&mut self, digest: TermsDigest) {
         self.digest = digest;
         self.state.has_set = false;
-        self.core.kept.bound_with = None;
+        self.core.bound_with = None;
     }
 
-    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut Kept) {
-        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.kept)
+    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut HashSet<u64>) {
+        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.statements)
     }
 
     /// Ends the lease; `TransactionOver` is the proof that nothing of the transaction is left.
@@ -476,7 +471,7 @@ impl BoundServer {
         let is_dirty = self.state.is_dirty
             || self.state.has_set
             || self.core.ledger.switch().is_undone()
-            || self.core.kept.len() > MAX_STATEMENTS;
+            || self.core.statements.len() > MAX_STATEMENTS;
         Some(UsedServer::new(self, is_dirty))
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
@@ -30,8 +30,8 @@ pub struct Statement {
     pub effects: Effects,
     /// It is a query that does nothing to its session and may run in any transaction, where string constants are standard.
     pub is_plain: bool,
-    /// Its result has changed since it was prepared: whoever still holds it must prepare it anew.
-    outdated: AtomicBool,
+    /// Its result has changed since it was prepared: its client must prepare it anew.
+    pub outdated: bool,
     /// The result that its first Describe told of; a client may decode by it ever after.
     shape: OnceLock<Shape>,
     /// The generation of the schema in which this was found to hold.
@@ -77,7 +77,7 @@ impl Statement {
             text_and_types: text_and_types.into(),
             effects,
             is_plain: text::is_plain(text, true),
-            outdated: AtomicBool::new(false),
+            outdated: false,
             shape: OnceLock::new(),
             verified: AtomicU64::new(0),
         }
@@ -100,9 +100,9 @@ impl Statement {
         self.verified.load(Ordering::Relaxed) < generation && self.shape.get().is_some()
     }
 
-    /// Whether PostgreSQL has said that its result type changed.
-    pub fn is_outdated(&self) -> bool {
-        self.outdated.load(Ordering::Relaxed)
+    /// The same for a client to whom its result is another one than it was told.
+    pub fn as_outdated(&self) -> Self {
+        Self { outdated: true, ..Self::new(self.id, &self.text_and_types) }
     }
 }
 
@@ -189,13 +189,12 @@ impl Registry {
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The result of a statement has another type now: on PostgreSQL, every session that prepared it is refused until it
-    /// prepares it anew. So are its holders; who prepares the same text from now on gets a new statement.
-    pub fn outdate(&self, statement: &Statement) {
-        if !statement.outdated.swap(true, Ordering::Relaxed) {
-            self.schema_changed();
-            self.forget(statement);
-        }
+    /// The result of a statement has another type now, for one of its clients: it may be that client's doing alone (a
+    /// temporary table of the same name). So the others are asked about before they use it again, and who prepares the same
+    /// text from now on gets a new statement.
+    pub fn doubt(&self, statement: &Statement) {
+        self.schema_changed();
+        self.forget(statement);
     }
 
     /// Who prepares the same text from now on gets a new statement: this one no longer means what its text does.
@@ -229,10 +228,13 @@ mod tests {
     fn an_outdated_statement_is_nobodys_new_one() {
         let registry = Registry::default();
         let old = registry.intern(b"select *\0\0\0");
-        registry.outdate(&old);
+        old.learn(Shape::of(None));
+        let outdated = old.as_outdated();
+        registry.doubt(&old);
         let new = registry.intern(b"select *\0\0\0");
-        assert!(old.is_outdated() && !new.is_outdated() && old.id != new.id);
-        registry.outdate(&old);
+        assert!(outdated.outdated && !old.outdated && !new.outdated && old.id != new.id);
+        assert!(old.is_doubtful(registry.generation()), "its other clients are asked about");
+        registry.forget(&old);
         assert_eq!(registry.intern(b"select *\0\0\0").id, new.id, "the new one stays");
     }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::lease::{Pool, State, refused};
 use super::server::{CleanServer, Idle, Place, Resting, Shard};
-use crate::config::PoolMode;
 use crate::net::dial::DialError;
 
 /// How long to wait before trying again to open a server, after the first failure and at most.
@@ -38,13 +37,7 @@ impl Pool {
             let error = match self.settings.dialer.dial().await {
                 Ok(dialled) => {
                     let parameters = Arc::new(dialled.parameters.clone());
-                    let prepared = match CleanServer::prepare(dialled, shard, place, max_age).await {
-                        // A client that keeps its server may do anything with it.
-                        Ok(server) if self.settings.mode == PoolMode::Session => Ok(server),
-                        Ok(server) => server.may_keep_statements().await,
-                        Err(unclean) => Err(unclean),
-                    };
-                    match prepared {
+                    match CleanServer::prepare(dialled, shard, place, max_age).await {
                         Ok(server) => self.opened(parameters, server),
                         Err(unclean) => {
                             tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");

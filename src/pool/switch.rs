@@ -6,22 +6,6 @@
 
 use super::due::Due;
 
-/// What messages may have done to a server that its next cleaning must know of.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Traces {
-    /// Something of a client's was planned or executed.
-    pub has_run: bool,
-    /// The unnamed statement may be another one.
-    pub unnamed: bool,
-}
-
-impl Traces {
-    pub(super) fn note(&mut self, due: &Due) {
-        self.has_run |= due.runs();
-        self.unnamed |= due.may_move_unnamed();
-    }
-}
-
 /// How far such a batch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switch {

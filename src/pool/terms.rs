@@ -8,16 +8,9 @@ use super::server::TermsDigest;
 use crate::tenancy::context::TenantContext;
 use crate::tenancy::settings::Settings;
 
-/// A hash of the settings under which a statement's text is read, [`MEANINGLESS`] ones excepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Foundation(pub [u8; 32]);
-
 /// A hash of all settings that a client brings to its servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SettingsDigest([u8; 32]);
-
-/// A setting that changes nothing about what a text means, and that clients of one application have each their own.
-const MEANINGLESS: &str = "application_name";
 
 /// What a client's transactions run under: its context, if it has one, and its settings.
 #[derive(Clone)]
@@ -25,7 +18,6 @@ pub struct Terms {
     context: Option<Arc<TenantContext>>,
     settings: Arc<Settings>,
     digest: TermsDigest,
-    foundation: Foundation,
     settings_digest: SettingsDigest,
 }
 
@@ -42,18 +34,13 @@ impl Terms {
                 put(context.payload_digest(), &mut terms);
             }
         }
-        let (mut meaning, context_ends) = (Vec::new(), terms.len());
+        let context_ends = terms.len();
         for (name, value) in settings.iter() {
-            let start = terms.len();
             put(name.as_bytes(), &mut terms);
             put(value.as_bytes(), &mut terms);
-            if name != MEANINGLESS {
-                meaning.extend_from_slice(&terms[start..]);
-            }
         }
-        let foundation = if meaning.is_empty() { Foundation::default() } else { Foundation(hash(&meaning)) };
         let settings_digest = SettingsDigest(hash(&terms[context_ends..]));
-        Self { context, settings, digest: TermsDigest(hash(&terms)), foundation, settings_digest }
+        Self { context, settings, digest: TermsDigest(hash(&terms)), settings_digest }
     }
 
     /// The same context with other settings.
@@ -72,9 +59,9 @@ impl Terms {
         self.digest
     }
 
-    /// Under what texts are read.
-    pub fn foundation(&self) -> Foundation {
-        self.foundation
+    /// Whether its transactions are to be others than those of a new session.
+    pub fn has_own_transactions(&self) -> bool {
+        self.settings.keys().any(|name| name.starts_with("default_transaction_"))
     }
 
     /// Which settings it brings.

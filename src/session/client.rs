@@ -23,6 +23,8 @@ pub struct Client {
     pub statements: ClientStatements,
     /// What it knows of its settings.
     pub reported: Reported,
+    /// The server of its first batch could not be taken over, so the next one is cleaned in a step of its own.
+    pub runs_again: bool,
 }
 
 impl Client {
@@ -36,8 +38,11 @@ impl Client {
         plain::first_batch(self.incoming.filled())
     }
 
-    /// Whether what it sends first may share its transaction with the binding of its server.
-    pub fn is_plain_batch(&self) -> bool {
-        self.has_standard_strings() && self.requests.is_plain_batch(&self.incoming, &self.statements)
+    /// Whether what it sends first may share its transaction with the binding of its server, in this generation of the
+    /// schema.
+    pub fn is_plain_batch(&self, generation: u64) -> bool {
+        self.has_standard_strings()
+            && !self.runs_again
+            && self.requests.is_plain_batch(&self.incoming, &self.statements, generation)
     }
 }

@@ -95,7 +95,7 @@ impl Login {
     }
 
     /// Signs the client in; `None` when it was refused or left.
-    pub async fn run(mut self) -> Option<Relay> {
+    pub async fn run(mut self) -> Option<Box<Relay>> {
         match self.sign_in().await {
             Ok(signed_in) => {
                 sign_in("ok");
@@ -302,7 +302,7 @@ impl Login {
         Ok(parameters)
     }
 
-    async fn welcome(mut self, signed_in: SignedIn) -> Option<Relay> {
+    async fn welcome(mut self, signed_in: SignedIn) -> Option<Box<Relay>> {
         let registered = Cancels::register(&self.gate, self.message.spoken_minor())?;
         speak::authentication_ok(&mut self.out);
         for (name, value) in &signed_in.parameters {
@@ -314,7 +314,7 @@ impl Login {
         let subject = signed_in.terms.context().map_or("", TenantContext::subject);
         tracing::debug!(peer = %self.peer, user = %signed_in.role.name, database = %self.message.database, subject, "signed in");
         let parties = Parties { gate: self.gate, pool: signed_in.pool, shard: self.shard, registered };
-        Some(Relay::new(parties, (self.stream, self.incoming), signed_in.terms, signed_in.reported))
+        Some(Relay::new(parties, (self.stream, self.incoming), signed_in.terms, signed_in.reported).into())
     }
 
     async fn send(&mut self) -> Result<(), Refusal> {

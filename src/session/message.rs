@@ -185,7 +185,7 @@ impl Message<'_> {
         self.requests.deallocates = None;
         let reread;
         let effects = match (named, self.statements.unnamed()) {
-            (Some(statement), _) if statement.is_outdated() => return Some(prepared::outdated()),
+            (Some(statement), _) if statement.outdated => return Some(prepared::outdated()),
             (Some(statement), _) if !self.requests.backslashes => {
                 self.requests.touched.add(&statement.effects.touched);
                 &statement.effects
@@ -351,7 +351,7 @@ impl Message<'_> {
         if self.is_doubtful(statement.as_ref()) {
             return Ok(Taken::NeedsMore);
         }
-        if statement.as_ref().is_some_and(|statement| statement.is_outdated()) {
+        if statement.as_ref().is_some_and(|statement| statement.outdated) {
             return Ok(self.refuse(&prepared::outdated()));
         }
         self.ensure(name, statement.as_ref());
@@ -392,7 +392,7 @@ impl Message<'_> {
             return true;
         }
         // What the server has, PostgreSQL watches itself.
-        if statement.is_outdated() || self.server.has(statement) {
+        if statement.outdated || self.server.has(statement) {
             return false;
         }
         self.place(statement);

@@ -11,7 +11,7 @@ impl Requests {
     /// Whether the client has sent one whole batch of the extended protocol, up to its Sync, that executes nothing but
     /// queries which neither know nor care whether something precedes them in their transaction: SELECT, INSERT, UPDATE
     /// and their kin; BEGIN, VACUUM and CALL do care. String constants are read as standard ones.
-    pub fn is_plain_batch(&self, incoming: &Buffer, statements: &ClientStatements) -> bool {
+    pub fn is_plain_batch(&self, incoming: &Buffer, statements: &ClientStatements, generation: u64) -> bool {
         let mut rest = incoming.filled();
         // The text of the unnamed statement, as it stands at each Bind; named ones that the batch itself prepares.
         let mut unnamed: Option<&[u8]> = statements.unnamed();
@@ -34,7 +34,8 @@ impl Requests {
                     let is_plain = match name {
                         Some(b"") => unnamed.is_some_and(|text| text::is_plain(text, true)),
                         Some(name) => match (statements.get(name), fresh) {
-                            (Some(known), _) => known.is_plain,
+                            // A doubtful one is asked about in steps of their own.
+                            (Some(known), _) => known.is_plain && !known.is_doubtful(generation),
                             (None, Some((own, text))) if own == name => text::is_plain(text, true),
                             _ => false,
                         },

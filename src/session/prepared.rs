@@ -98,6 +98,17 @@ impl ClientStatements {
         self.named.values().find(|statement| statement.id == id)
     }
 
+    /// The result of the statement with this number has another type now, for this client: on PostgreSQL, a session that
+    /// prepared it is refused until it prepares it anew.
+    pub fn outdate(&mut self, id: u64) -> Option<Arc<Statement>> {
+        let mut old = None;
+        for statement in self.named.values_mut().filter(|statement| statement.id == id && !statement.outdated)
+        {
+            old = Some(std::mem::replace(statement, Arc::new(statement.as_outdated())));
+        }
+        old
+    }
+
     /// Puts back what was closed by a message that the server skipped.
     pub fn put_back(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
         let name_length = name.len();
@@ -127,10 +138,12 @@ pub fn outdated() -> Report {
 }
 
 /// A DEALLOCATE of a name that lives here: PostgreSQL has something to drop, and answers as it always does.
-pub const DEALLOCATE_ONE: &str = "PREPARE pgtenant_gone AS SELECT 1; DEALLOCATE pgtenant_gone";
+pub const DEALLOCATE_ONE: &str = "PREPARE pgtenant_dropped AS SELECT 1; DEALLOCATE pgtenant_dropped";
 
-/// The same as the unnamed statement.
+/// The same as the unnamed statement. An earlier one may not have been executed.
 pub fn parse_deallocate(server: &mut BoundServer) {
+    speak::close_statement(b"pgtenant_gone", server.outgoing());
+    server.owe(Due::Aside);
     speak::parse("pgtenant_gone", "SELECT 1", server.outgoing());
     server.owe(Due::Aside);
     speak::parse("", "DEALLOCATE pgtenant_gone", server.outgoing());

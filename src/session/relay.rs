@@ -84,6 +84,7 @@ impl Relay {
             requests: Requests::new(pool.mode()),
             statements: ClientStatements::default(),
             reported,
+            runs_again: false,
         };
         Self {
             gate,
@@ -99,8 +100,8 @@ impl Relay {
         }
     }
 
-    /// Serves the client until it leaves.
-    pub async fn run(mut self) {
+    /// Serves the client until it leaves. Boxed: a future holds what it takes by value twice.
+    pub async fn run(mut self: Box<Self>) {
         let pool = self.pool.clone();
         let _arrived = pool.metrics().arrive();
         let end = self.serve().await;
@@ -175,7 +176,7 @@ impl Relay {
             Next::Server => self.overhear(),
             Next::ServerGone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE)
                 .hint("Connect again; what the session held is gone.")),
-            Next::Gone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left")),
+            Next::Gone => Err(client_left()),
             Next::Drain => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
         }
     }
@@ -206,33 +207,35 @@ impl Relay {
                 .hint("Connect again with a current token.");
             return Box::pin(self.refuse(&report)).await;
         }
-        let leased = match self.held.take() {
+        let server = match self.held.take() {
             Some(mut server) => {
                 self.pool.renew(&mut server, &self.terms, &self.lost_settings)?;
                 self.lost_settings.clear();
-                Ok(server)
+                server
             }
             // Boxed: most of the time there is no waiting.
-            None => match self.pool.lease_at_once(&self.terms, self.shard, || self.client.is_plain_batch()) {
-                Some(server) => Ok(server),
-                None => Box::pin(self.lease()).await,
+            None => match self.pool.lease_at_once(&self.terms, self.shard, || self.is_plain_batch()) {
+                Some(server) => server,
+                None => match Box::pin(self.lease()).await {
+                    Ok(server) => server,
+                    Err(Unserved::Refused(report)) => return Box::pin(self.refuse(&report)).await,
+                    Err(Unserved::Gone) => return Err(client_left()),
+                },
             },
         };
-        let mut server = match leased {
-            Ok(server) => server,
-            Err(Unserved::Refused(report)) => return Box::pin(self.refuse(&report)).await,
-            Err(Unserved::Gone) => {
-                return Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"));
-            }
+        // In a block of its own: nothing of the turn is kept while its end is dealt with.
+        let (end, (server, changes)) = {
+            let mut turn = self.begin(server, started);
+            (turn.run().await, turn.finish())
         };
-        server.told_its_client(self.registered.key.pid);
-        let handle = self.registered.handle.clone();
-        handle.runs_on(&self.pool, server.cancel_key());
-        self.client.requests.begin(self.client.has_standard_strings());
-        let mut turn = Turn::new(&self.pool, &mut self.client, server, started);
-        let end = turn.run().await;
-        let (server, changes) = turn.finish();
         self.ended(end, server, &changes).await
+    }
+
+    fn begin(&mut self, mut server: BoundServer, started: Instant) -> Turn<'_> {
+        server.told_its_client(self.registered.key.pid);
+        self.registered.handle.runs_on(&self.pool, server.cancel_key());
+        self.client.requests.begin(self.client.has_standard_strings());
+        Turn::new(&self.pool, &mut self.client, server, started)
     }
 
     /// What becomes of the server, and of the client, when a turn has ended.
@@ -244,11 +247,9 @@ impl Relay {
             {
                 self.held = Box::pin(self.keep(server, &over, changes)).await;
                 if self.held.is_none() {
-                    return Err(Report::new(
-                        Sqlstate::CONNECTION_FAILURE,
-                        "the session's server had to be closed",
-                    )
-                    .hint("Connect again; the log of pgtenant says more."));
+                    let report =
+                        Report::new(Sqlstate::CONNECTION_FAILURE, "the session's server had to be closed");
+                    return Err(report.hint("Connect again; the log of pgtenant says more."));
                 }
                 Ok(())
             }
@@ -268,7 +269,7 @@ impl Relay {
                 if still_runs {
                     self.cancel_and_close(server);
                 }
-                Err(Report::new(Sqlstate::CONNECTION_FAILURE, "the client left"))
+                Err(client_left())
             }
             End::Closed => {
                 let _ = handle.runs_nothing().await;
@@ -309,7 +310,7 @@ impl Relay {
         match server.settings(over, &settings::custom(&self.own_settings)).await {
             Ok(found) => {
                 let found = found.unwrap_or_default();
-                let lost = self.own_settings.iter().filter(|(name, _)| !is_among(name, &found));
+                let lost = self.own_settings.iter().filter(|(name, _)| !settings::is_among(name, &found));
                 self.lost_settings = lost.map(|(name, value)| (name.clone(), value.clone())).collect();
                 Some(server)
             }
@@ -329,9 +330,13 @@ impl Relay {
         }
     }
 
+    fn is_plain_batch(&self) -> bool {
+        self.client.is_plain_batch(self.pool.registry().generation())
+    }
+
     /// Waits for a server, but not for a client that has left meanwhile: nobody would take the results.
     async fn lease(&mut self) -> Result<BoundServer, Unserved> {
-        let is_plain = self.client.is_plain_batch();
+        let is_plain = self.is_plain_batch();
         let Client { stream, incoming, .. } = &mut self.client;
         let mut gone = poll_fn(|cx| {
             while !incoming.is_full() {
@@ -489,8 +494,6 @@ impl Relay {
     }
 }
 
-/// Whether a setting was found to hold on. A setting of nobody's that was reset is empty.
-fn is_among(name: &str, found: &Settings) -> bool {
-    let found = found.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
-    found.is_some_and(|(_, value)| !name.contains('.') || !value.is_empty())
+fn client_left() -> Report {
+    Report::new(Sqlstate::CONNECTION_FAILURE, "the client left")
 }

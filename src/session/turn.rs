@@ -95,6 +95,7 @@ impl<'a> Turn<'a> {
         let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
         let clock = Clock { times, blocked: None, is_running: true };
         let first = server.is_switching().then(|| client.first_batch().to_vec());
+        client.runs_again = false;
         Self {
             pool,
             client,
@@ -236,7 +237,9 @@ impl<'a> Turn<'a> {
         if self.client.outgoing.len() >= HIGH_WATER {
             return Poll::Pending;
         }
-        if self.client.requests.is_terminated()
+        // Until its first batch is known to run here, there must be room to put it back.
+        if self.first.is_some()
+            || self.client.requests.is_terminated()
             || !self.server.outgoing().is_empty()
             || self.client.incoming.is_full()
         {
@@ -297,9 +300,13 @@ impl<'a> Turn<'a> {
         if self.heard.alters {
             self.pool.registry().schema_changed();
         }
-        let (registry, statements) = (self.pool.registry(), &self.client.statements);
+        let (registry, statements) = (self.pool.registry(), &mut self.client.statements);
+        self.heard
+            .outdated
+            .drain(..)
+            .filter_map(|id| statements.outdate(id))
+            .for_each(|old| registry.doubt(&old));
         let named = |id: u64| statements.numbered(id);
-        self.heard.outdated.drain(..).filter_map(named).for_each(|statement| registry.outdate(statement));
         self.heard.misread.drain(..).filter_map(named).for_each(|statement| registry.forget(statement));
         self.changes.sets += self.heard.sets;
         self.changes.resets |= self.heard.resets;
@@ -340,6 +347,7 @@ impl<'a> Turn<'a> {
             return false;
         }
         self.undo_skipped();
+        self.client.runs_again = true;
         true
     }
 
@@ -358,12 +366,12 @@ impl<'a> Turn<'a> {
     }
 
     fn broken(&mut self, broken: &Broken) -> Report {
-        if matches!(broken, Broken::Binding(_)) {
-            if self.server.is_switching() {
-                self.pool.mistrusts_servers();
-            } else {
+        match broken {
+            Broken::Binding(refused) if !self.server.is_switching() || refused.is_fatal() => {
                 self.pool.metrics().bind_failures.increment(1);
             }
+            // What the client sent may run elsewhere.
+            Broken::Binding(_) | Broken::Protocol(_) => {}
         }
         tracing::warn!(reason = %broken, "a server was closed");
         binding_or_protocol(broken)

@@ -36,6 +36,12 @@ pub fn from_startup(parameters: &BTreeMap<String, String>) -> Result<(Settings, 
     Ok((settings, wanted))
 }
 
+/// Whether a setting was found to hold on. A setting of nobody's that was reset is empty.
+pub fn is_among(name: &str, found: &Settings) -> bool {
+    let found = found.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+    found.is_some_and(|(_, value)| !name.contains('.') || !value.is_empty())
+}
+
 /// The settings that follow a client: its own from the start-up, and over them what its session has. `None` when they
 /// are more than [`MAX_FOLLOWING`] bytes.
 pub fn following(own: &Settings, found: Settings) -> Option<Settings> {

@@ -9,8 +9,15 @@ use super::seal::SealedContext;
 use super::settings::Settings;
 use crate::wire::speak;
 
-/// Name of the prepared statement that binds; whoever executes it has made sure that it is ours.
-const BIND: &str = "pgtenant_bind";
+/// Which statements bind: the first the context, the second the client's settings.
+type Names = [&'static str; 2];
+
+/// On a server that was cleaned: the first was parsed then, and nothing of a client's came in between. So a client that
+/// keeps its server finds no unnamed statement, as in a new session.
+pub const NAMED: Names = ["pgtenant_bind", SETTINGS];
+
+/// In a batch behind a wipe: SQL can neither make nor drop it.
+pub const UNNAMED: Names = ["", ""];
 
 /// Names of statements that live for a moment on a server that its client keeps.
 const REBIND: &str = "pgtenant_rebind";
@@ -32,122 +39,79 @@ const BIND_SQL: &str = "SELECT pg_catalog.setseed($1::pg_catalog.float8), pg_cat
 const REBIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, false) IS NOT NULL \
      AND pg_catalog.set_config('pgtenant.claims', $2::pg_catalog.text, false) IS NOT NULL";
 
-/// Divides by zero if any prepared statement was made by SQL, under whatever name, or one of so many was dropped by it, if the session listens (UNLISTEN counts
-/// only when its transaction ends), or if the transaction is not one that a new session would begin. What passes has only statements that were parsed by the protocol, where all names are ours.
+/// What DISCARD ALL does (PostgreSQL documentation, "DISCARD"), but for advisory locks, which [`BIND_SQL`] releases: as
+/// statements that may share a transaction with others, which DISCARD ALL itself refuses.
 ///
-/// It is executed before anything of the last client's is undone, so it relies on no setting: everything is qualified,
-/// the operators too.
-const CHECK_SQL: &str = "SELECT 1 OPERATOR(pg_catalog./) ( \
-     pg_catalog.count(*) FILTER (WHERE p.from_sql) OPERATOR(pg_catalog.=) 0 \
-     AND pg_catalog.count(*) OPERATOR(pg_catalog.>=) $1::pg_catalog.int8 \
-     AND pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed' \
-     AND pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off' \
-     AND NOT EXISTS (SELECT FROM pg_catalog.pg_listening_channels()))::pg_catalog.int4 \
-     FROM pg_catalog.pg_prepared_statement() AS p";
-
-/// What DISCARD ALL does, but for prepared statements and plans, for channels, of which there are none ([`CHECK_SQL`]), and
-/// for advisory locks, which [`BIND_SQL`] releases (PostgreSQL documentation, "DISCARD").
-const WIPES: [(&str, &str); 5] = [
-    ("pgtenant_wipe_cursors", "CLOSE ALL"),
-    ("pgtenant_wipe_role", "SET SESSION AUTHORIZATION DEFAULT"),
-    ("pgtenant_wipe_settings", "RESET ALL"),
-    ("pgtenant_wipe_tables", "DISCARD TEMP"),
-    ("pgtenant_wipe_sequences", "DISCARD SEQUENCES"),
+/// The transaction itself began under what the last client may have left as its default. So its characteristics are set,
+/// before anything takes a snapshot; SET TRANSACTION would do it too, and have PostgreSQL log a warning. Whatever was planned before is planned anew: with other
+/// settings a plan of the last client's may have another result.
+const WIPES: [&str; 10] = [
+    "SET transaction_isolation = 'read committed'",
+    "SET transaction_read_only = off",
+    "SET SESSION AUTHORIZATION DEFAULT",
+    "RESET ALL",
+    "CLOSE ALL",
+    "DEALLOCATE ALL",
+    "UNLISTEN *",
+    "DISCARD PLANS",
+    "DISCARD TEMP",
+    "DISCARD SEQUENCES",
 ];
 
-/// The messages that execute them.
+/// Whether a new session's transactions are those that [`WIPES`] set.
+const IS_STANDARD: &str = "SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
+     AND pg_catalog.current_setting('transaction_read_only') = 'off'";
+
+/// The messages that wipe, up to the Parse of what binds: always the same.
 static WIPE: LazyLock<Bytes> = LazyLock::new(|| {
     let mut out = BytesMut::new();
-    WIPES.iter().for_each(|(name, _)| speak::bind_and_execute(name, &[], &mut out));
+    for sql in WIPES {
+        speak::parse("", sql, &mut out);
+        speak::bind_and_execute("", &[], &mut out);
+    }
+    speak::parse("", BIND_SQL, &mut out);
     out.freeze()
 });
 
-/// Whether prepared statements may outlive a wipe on servers of this database and role.
-///
-/// A function that is declared IMMUTABLE but reads a setting would have one client's value in a plan that the next one
-/// uses. So there must be none that could: whose text reads settings or tables, or names a function that is not
-/// immutable. And the transactions of a new session must be those that [`CHECK_SQL`] expects.
-pub const MAY_KEEP: &str = "WITH own AS MATERIALIZED (SELECT p.oid, p.proname, p.provolatile = 'i' AS fixed, \
-     l.lanname NOT IN ('internal', 'c') AND p.prokind IN ('f', 'w') AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
-       WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e') AS doubtful \
-     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
-     WHERE p.pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace)), \
-     fixed AS MATERIALIZED (SELECT pg_catalog.lower(pg_catalog.pg_get_functiondef(oid)) AS text FROM own \
-       WHERE fixed AND doubtful LIMIT 101) \
-     SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
-       AND pg_catalog.current_setting('transaction_read_only') = 'off' \
-       AND (SELECT pg_catalog.count(*) FROM fixed) <= 100 \
-       AND NOT EXISTS (SELECT FROM fixed WHERE text ~ '(setting|\\mfrom\\M|\\mexecute\\M|\\mperform\\M)' \
-         OR EXISTS (SELECT FROM own WHERE NOT own.fixed AND pg_catalog.strpos(text, pg_catalog.lower(proname)) > 0))";
-
-/// A new session needs only this to be clean: PostgreSQL starts it without anyone's state.
+/// A new session needs only this to be clean: PostgreSQL starts it without anyone's state. A row comes back: `t` if its
+/// transactions are those that [`wipe`] makes. Two ReadyForQuery.
 pub fn prepare(out: &mut BytesMut) {
-    speak::parse(BIND, BIND_SQL, out);
+    speak::query(IS_STANDARD, out);
+    speak::parse(NAMED[0], BIND_SQL, out);
     speak::sync(out);
 }
 
-/// Removes everything that a client can leave on a server.
+/// Removes everything that a client can leave on a server, as a step of its own.
 ///
 /// DISCARD ALL: cursors, role and session authorization, settings, prepared statements (SQL-level and protocol-level),
 /// LISTEN, advisory locks, cached plans, temporary tables, sequence state. The Close drops what the client left as the
-/// unnamed statement, and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction
-/// block, so its success also proves that none is open.
+/// unnamed statement, and `setseed` what it left in `random()`. DISCARD ALL refuses to run in a transaction block, so its
+/// success also proves that none is open.
 ///
 /// The last row that comes back ends with `nonce`, which nobody can know before: when it is seen, every earlier answer
 /// has been read, whatever a client may have left owing.
 pub fn clean(seed: f64, nonce: &str, out: &mut BytesMut) {
     speak::query("DISCARD ALL", out);
     speak::close_statement(b"", out);
-    speak::parse(BIND, BIND_SQL, out);
-    finish(seed, nonce, out);
-}
-
-/// The end of a cleaning: nothing is bound, and `nonce` comes back.
-pub fn finish(seed: f64, nonce: &str, out: &mut BytesMut) {
-    speak::bind_and_execute(BIND, &[seed.to_string().as_bytes(), b"", b"", nonce.as_bytes()], out);
+    speak::parse(NAMED[0], BIND_SQL, out);
+    speak::bind_and_execute(NAMED[0], &[seed.to_string().as_bytes(), b"", b"", nonce.as_bytes()], out);
     speak::sync(out);
 }
 
-/// What of the proxy's own a server has.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Own {
-    /// The unnamed statement is the check.
-    pub check: bool,
-    /// The statements that wipe are there.
-    pub wipes: bool,
-}
-
-/// Removes everything that a client can leave on a server, but for prepared statements, of which `forgotten` go; `shared`
-/// are there that clients share.
+/// Removes everything that a client can leave on a server, at the head of a batch: where anything of it fails, PostgreSQL
+/// skips all that follows.
 ///
-/// First of all it is made sure that all of them were parsed by the proxy: SQL cannot touch the unnamed statement, which
-/// is what checks that; it fails the batch otherwise, and all that follows is skipped. Only then are statements executed
-/// by name.
-///
-/// Writes no Sync: what follows is skipped too if anything fails. Returns how many CommandComplete come.
-pub fn wipe(
-    own: Own,
-    shared: usize,
-    forgotten: impl Iterator<Item = impl AsRef<[u8]>>,
-    out: &mut BytesMut,
-) -> usize {
-    if !own.check {
-        speak::parse("", CHECK_SQL, out);
-    }
-    let named = shared + 1 + if own.wipes { WIPES.len() } else { 0 };
-    speak::bind_and_execute("", &[named.to_string().as_bytes()], out);
-    forgotten.for_each(|name| speak::close_statement(name.as_ref(), out));
-    if !own.wipes {
-        WIPES.iter().for_each(|(name, sql)| speak::parse(name, sql, out));
-    }
+/// Writes no Sync. Returns how many CommandComplete come.
+pub fn wipe(out: &mut BytesMut) -> usize {
     out.extend_from_slice(&WIPE);
-    1 + WIPES.len()
+    WIPES.len()
 }
 
 /// Binds a clean server, or one that is clean when everything before it in the batch succeeds: the seal first, while
 /// nothing of the client's is there that could disturb it, then the client's settings. Writes no Sync. Returns how many
 /// CommandComplete come, of which the last is the last answer.
 pub fn bind(
+    [binds, sets]: Names,
     sealed: Option<(&SealedContext, &str)>,
     settings: &Settings,
     seed: f64,
@@ -155,15 +119,14 @@ pub fn bind(
 ) -> usize {
     let (seal, payload) = sealed.map_or(("", ""), |(sealed, payload)| (sealed.text(), payload));
     speak::bind_and_execute(
-        BIND,
+        binds,
         &[seed.to_string().as_bytes(), seal.as_bytes(), payload.as_bytes(), b""],
         out,
     );
     if settings.is_empty() {
         return 1;
     }
-    speak::close_statement(SETTINGS.as_bytes(), out);
-    set(SETTINGS, settings, out);
+    set(sets, settings, out);
     2
 }
 

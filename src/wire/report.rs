@@ -162,6 +162,11 @@ impl ServerReport {
         }
         report
     }
+
+    /// Whether the server ends the session with it.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.severity.as_str(), "FATAL" | "PANIC")
+    }
 }
 
 impl From<Violation> for Report {

@@ -14,6 +14,7 @@ mod install;
 mod isolation;
 mod operations;
 mod pipelines;
+mod plans;
 mod pool_modes;
 mod prepared;
 mod protocol;

@@ -160,3 +160,18 @@ async fn a_copy_that_fails_at_once_leaves_no_answer_for_the_next_client() {
         }
     }
 }
+
+/// A Parse of the unnamed statement that an error skipped, and another one behind it that is on its way.
+#[tokio::test]
+async fn what_was_parsed_last_is_what_runs() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut raw = raw(&gate, 1).await;
+    raw.send(&[parse("", "SELECT 'old'"), bind(""), execute(), sync()].concat()).await;
+    assert_eq!(raw.answer().await.rows[0][0].as_deref(), Some("old"));
+    let nowhere = message(b'D', b"Snowhere\0");
+    raw.send(&[nowhere, parse("", "SELECT 'skipped'"), sync(), parse("", "SELECT 'new'")].concat()).await;
+    assert!(raw.answer().await.error.is_some());
+    raw.send(&[bind(""), execute(), sync()].concat()).await;
+    assert_eq!(raw.answer().await.rows[0][0].as_deref(), Some("new"));
+}

@@ -298,7 +298,8 @@ async fn a_changed_result_type_is_told_to_every_holder_until_it_prepares_anew() 
     let (mut client, mut other) = (raw(&gate, 1).await, raw(&gate, 1).await);
     let all = "SELECT * FROM shape";
     for raw in [&mut other, &mut client] {
-        raw.send(&[parse("s", all), bind("s"), execute(), sync()].concat()).await;
+        let describe = message(b'D', b"Ss\0");
+        raw.send(&[parse("s", all), describe, bind("s"), execute(), sync()].concat()).await;
         assert_eq!(raw.answer().await.error, None);
     }
     // Cleaned ahead for others, the server would know only the new type.
@@ -454,5 +455,23 @@ async fn long_statements_are_kept_like_others_and_what_follows_them_is_sent() {
             client.send(&[close(name), sync()].concat()).await;
             client.answer().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_deallocate_that_was_only_prepared_hinders_nobody() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let (mut client, mut other) = (raw(&gate, 1).await, raw(&gate, 1).await);
+    client.send(&[parse("x", "SELECT 1"), sync()].concat()).await;
+    assert_eq!(client.answer().await.error, None);
+    for _ in 0..2 {
+        client.send(&[parse("", "DEALLOCATE x"), sync()].concat()).await;
+        assert_eq!(client.answer().await.error, None);
+    }
+    for _ in 0..3 {
+        other.send(&[parse("y", "SELECT 2"), sync()].concat()).await;
+        assert_eq!(other.answer().await.error, None);
+        assert_eq!(other.query("DEALLOCATE y").await.error, None);
     }
 }

@@ -283,7 +283,8 @@ impl Throwaway {
         self.data_dir().join("postmaster.pid")
     }
 
-    fn log(&self) -> String {
+    /// What PostgreSQL has logged so far.
+    pub fn log(&self) -> String {
         let bytes = fs::read(self.directory.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }

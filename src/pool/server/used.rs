@@ -6,7 +6,6 @@ use super::chance::{nonce, seed};
 use super::{BoundServer, CleanServer, Core, TermsDigest, Unclean};
 use crate::pool::due::Due;
 use crate::pool::lease_state::LeaseState;
-use crate::pool::statement::Statement;
 use crate::pool::terms::Terms;
 use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
 use crate::tenancy::statements;
@@ -48,11 +47,12 @@ impl UsedServer {
     }
 
     /// Whether it may be cleaned and bound to these terms in one batch with what its client sends: nothing visible was
-    /// left on it, and it has the settings that it will have.
+    /// left on it, it has the settings that it will have, and its transactions are those that a wipe makes.
     pub fn may_switch(&self, terms: &Terms) -> bool {
         !self.is_dirty
-            && self.core.kept.is_allowed
-            && self.core.kept.bound_with == Some(terms.settings_digest())
+            && self.core.is_standard
+            && self.core.bound_with == Some(terms.settings_digest())
+            && !terms.has_own_transactions()
     }
 
     /// Cleans it and puts it under another context, in one batch with what its client sends next, up to the Sync. Where
@@ -63,50 +63,26 @@ impl UsedServer {
     /// The system has no random bytes.
     pub fn switch(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
         let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
-        let mut completions = self.wipe();
         let core = &mut *self.core;
-        completions += statements::bind(bound, terms.settings(), seed()?, &mut core.outgoing);
+        let mut completions = statements::wipe(&mut core.outgoing);
+        completions +=
+            statements::bind(statements::UNNAMED, bound, terms.settings(), seed()?, &mut core.outgoing);
+        core.statements.clear();
+        core.ledger.is_cleaned();
         core.ledger.push(Due::Switch(completions));
         core.ledger.take_settled_unnamed();
         let lapse = sealed.map(SealedContext::lapse);
         Ok(BoundServer { core: self.core, digest: terms.digest(), lapse, state: LeaseState::default() })
     }
 
-    /// Queues the removal of everything of the last client's, but for statements that may be kept.
-    fn wipe(&mut self) -> usize {
-        let core = &mut *self.core;
-        core.kept.own.check &= !core.ledger.traces().unnamed;
-        let shared = core.kept.len();
-        let gone = core.kept.wipe();
-        let gone = gone.into_iter().map(Statement::name_of);
-        let completions = statements::wipe(core.kept.own, shared, gone, &mut core.outgoing);
-        core.kept.own = statements::Own { check: true, wipes: true };
-        core.ledger.is_cleaned();
-        completions
-    }
-
-    /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it. Prepared statements stay
-    /// that could not have been anyone's but the proxy's, where nothing visible was left.
+    /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it.
     ///
     /// # Errors
     /// It could not be shown clean, and is closed.
     pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
-        if self.core.kept.is_allowed && !self.is_dirty {
-            let nonce = nonce()?;
-            self.wipe();
-            statements::finish(seed()?, &nonce, &mut self.core.outgoing);
-            match self.core.prove(&nonce).await {
-                Ok(()) => return Ok(CleanServer(self.core)),
-                // Something was left that did not show.
-                Err(Unclean::Refused(report)) => {
-                    tracing::debug!(reason = report.message, "a server needs more than a wipe");
-                }
-                Err(other) => return Err(other),
-            }
-        }
         let nonce = nonce()?;
         statements::clean(seed()?, &nonce, &mut self.core.outgoing);
-        self.core.kept.discard();
+        self.core.statements.clear();
         self.core.ledger.is_cleaned();
         self.core.prove(&nonce).await?;
         Ok(CleanServer(self.core))
