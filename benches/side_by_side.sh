@@ -15,7 +15,8 @@ usage: benches/side_by_side.sh [options]
                           seal                       the seal's check in PostgreSQL itself
                           tls                        TLS between client and pooler
                           idle                       memory of 10,000 idle clients
-                          calls                      system calls per transaction (needs strace)
+                          calls                      system calls, wake-ups and allocations per transaction
+                                                     (needs strace, and valgrind for the last)
                         (all but extended)
   --rounds N            rounds of every measurement; medians are printed (5)
   --seconds S           length of one measurement (3)

@@ -208,27 +208,42 @@ report_idle() {
   printf '\nVmRSS of a new process, and 3 s after the last client signed in; all are still signed in then.\n'
 }
 
-# ---------------------------------------------------------------- system calls
+# ---------------------------------------------------------------- what a transaction takes
 
-case_calls() { case_title="System calls per transaction, 16 clients"; }
+case_calls() { case_title="What a transaction takes of the pooler, 16 clients"; }
 
 run_calls() {
-  local mode target
+  local mode target figures
+  command -v valgrind >/dev/null || leave_out "allocations" "need valgrind"
   for mode in prepared simple; do
     "case_$mode"
     for target in "${poolers[@]}"; do
       ! in_session_mode "$target" "$mode" || continue
-      calls_per_transaction "$target" || { leave_out "calls" "strace may not attach here" && return; }
-      printf '%s %s %s\n' "$mode" "$target" "$calls" >>"$work/calls"
-      say "$(printf '%-9s 16 clients, %s: %.2f system calls per transaction' "$mode" "$target" "$calls")"
+      per_transaction count_calls "$target" || { leave_out "calls" "strace may not attach here" && return; }
+      figures=$each
+      per_transaction count_wakeups "$target"
+      figures+=" $each"
+      if command -v valgrind >/dev/null; then
+        per_transaction count_allocations "$target"
+        figures+=" $each"
+        start_anew "$target"
+      else
+        figures+=' - -'
+      fi
+      printf '%s %s %s\n' "$mode" "$target" "$figures" >>"$work/calls"
+      # shellcheck disable=SC2086 # four figures
+      say "$(printf '%-9s 16 clients, %s, per transaction: %s system calls, %s wake-ups, %s allocations of %s bytes' \
+        "$mode" "$target" $figures)"
     done
   done
 }
 
 report_calls() {
   [[ -s $work/calls ]] || return 0
-  printf '| mode | target | system calls/transaction |\n|---|---|---:|\n'
-  awk '{ printf "| %s | %s | %.2f |\n", $1, $2, $3 }' "$work/calls"
-  printf '\nstrace -c -f on the pooler, not in the timed runs: a run of %s transactions less one of 16. Being traced slows the\n' $((16 * 501))
-  printf 'pooler down, so more has come in at each of its reads than in the timed runs, or less.\n'
+  printf '| mode | target | system calls | wake-ups | allocations | bytes allocated |\n'
+  printf '|---|---|---:|---:|---:|---:|\n'
+  awk '{ printf "| %s | %s | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5, $6 }' "$work/calls"
+  printf '\nEach is a run of %s transactions less one of 16, none of them timed. System calls by strace -c -f, wake-ups from\n' $((16 * 501))
+  printf 'voluntary_ctxt_switches of all threads, the others by Valgrind (DHAT). Being traced slows the pooler down, so more has\n'
+  printf 'come in at each of its reads than in the timed runs, or less.\n'
 }

@@ -84,29 +84,63 @@ run_rounds() {
   done
 }
 
-# Sets calls: those of a long run less those of a short one, so that neither signing in nor attaching is in it.
-calls_per_transaction() { # target
-  local counted=() each
-  for each in 1 501; do
-    traced_run "$1" "$each" || return 1
-    counted+=("$traced")
+# Sets `each` to what a way of counting finds for a transaction: a long run less a short one, so that neither starting, nor
+# signing in, nor attaching is in it. A way of counting sets `counted` to one number or more.
+per_transaction() { # how target
+  local transactions few=()
+  for transactions in 1 501; do
+    "$1" "$2" "$transactions" || return 1
+    [[ $transactions == 1 ]] && few=("${counted[@]}")
   done
-  calls=$(awk -v few="${counted[0]}" -v many="${counted[1]}" 'BEGIN { print (many - few) / (16 * 500) }')
+  each=$(awk -v few="${few[*]}" -v many="${counted[*]}" 'BEGIN {
+    n = split(few, a, " ")
+    split(many, b, " ")
+    for (i = 1; i <= n; i++) printf("%s%.2f", i == 1 ? "" : " ", (b[i] - a[i]) / (16 * 500))
+  }')
 }
 
-traced_run() { # target, transactions of each of 16 clients
-  local pid=${pid_of[$1]} left=50
+run_of_16() { # target, transactions of each client
   pgbench_words "$1" 16 -t "$2"
+  "${command[@]}" >"$work/out" 2>"$work/err" </dev/null || die "pgbench failed against $1"
+}
+
+# How often a thread of the pooler went to sleep until something came.
+wakeups() { awk '/^voluntary_ctxt_switches/ { n += $2 } END { print n }' "/proc/$1/task/"*/status; }
+count_wakeups() { # target, transactions of each of 16 clients
+  local pid=${pid_of[$1]} before
+  before=$(wakeups "$pid")
+  run_of_16 "$@"
+  counted=($(($(wakeups "$pid") - before)))
+}
+
+# Allocations and bytes of them, by Valgrind's DHAT: a process of its own for each run.
+count_allocations() { # target, transactions of each of 16 clients
+  local name=$1
+  under=(valgrind --tool=dhat --dhat-out-file=/dev/null --trace-children=no)
+  start_patience=900
+  start_anew "$name"
+  under=()
+  run_of_16 "$@"
+  stop_patience=600
+  end_target "$name"
+  stop_patience=50 start_patience=150
+  read -ra counted < <(awk '
+    $2 == "Total:" { gsub(/,/, ""); bytes = $3; blocks = $6 }
+    END { print blocks, bytes }' "$work/$name/log")
+}
+
+count_calls() { # target, transactions of each of 16 clients
+  local pid=${pid_of[$1]} left=50
   strace -c -f -o "$work/strace" -p "$pid" 2>"$work/err" &
   trace_pid=$!
   until ! grep -qs '^TracerPid:[[:space:]]*0$' "/proc/$pid"/task/*/status; do
     { ((left-- > 0)) && kill -0 "$trace_pid" 2>/dev/null; } || return 1
     sleep 0.1
   done
-  "${command[@]}" >"$work/out" 2>"$work/err" </dev/null || die "pgbench failed under strace against $1"
+  run_of_16 "$@"
   kill -INT "$trace_pid"
   wait "$trace_pid" || true
   trace_pid=''
-  traced=$(awk '$NF == "total" { print $4 }' "$work/strace")
-  [[ -n $traced ]]
+  counted=("$(awk '$NF == "total" { print $4 }' "$work/strace")")
+  [[ -n ${counted[0]} ]]
 }

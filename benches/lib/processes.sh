@@ -4,11 +4,12 @@
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/side_by_side.XXXXXX")
 pids=()      # servers, in the order they were started
+stop_patience=50 start_patience=150 # tenths of a second
 bench_pid='' # the load that runs now
 trace_pid='' # the strace that runs now
 
 stop() {
-  local pid=$1 signal=$2 left=50
+  local pid=$1 signal=$2 left=$stop_patience
   kill "-$signal" "$pid" 2>/dev/null || return 0
   while ((left-- > 0)) && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
   kill -KILL "$pid" 2>/dev/null || true
@@ -66,12 +67,13 @@ reachable() { # path name
   fi
 }
 
-# Starts a server; setpriv replaces itself, so the pid is the server's own.
+# Starts a server, under a program that watches it if one is named; setpriv replaces itself, so the pid is the server's own.
+under=()
 start() {
   local name=$1
   shift
   : >"$work/$name/log"
-  (cd "$work/$name" && exec "${as_server[@]}" "$@") >>"$work/$name/log" 2>&1 </dev/null &
+  (cd "$work/$name" && exec "${as_server[@]}" "${under[@]}" "$@") >>"$work/$name/log" 2>&1 </dev/null &
   pids+=("$!")
   started_pid=$!
 }
@@ -97,7 +99,7 @@ sql() { # port user password database, SQL on standard input
 }
 
 await() { # name pid port user password database
-  local left=150 answer
+  local left=$start_patience answer
   while ((left-- > 0)); do
     kill -0 "$2" 2>/dev/null || die "$1 ended while it started"
     if answer=$(sql "$3" "$4" "$5" "$6" <<<'select 1' 2>"$work/err") && [[ $answer == 1 ]]; then

@@ -195,7 +195,7 @@ TOML
 }
 
 start_pgtenant() { # pgtenant or pgtenant_tls
-  local name=$1 program left=150
+  local name=$1 program left=$start_patience
   program=$(reachable "$pgtenant" pgtenant)
   free_port
   port_of[$name]=$chosen_port
@@ -274,12 +274,16 @@ start_target() {
 
 # A new process of the same: what the last one kept in memory is gone.
 start_anew() {
+  end_target "$1"
+  rm -rf "${work:?}/$1"
+  start_target "$1"
+}
+
+end_target() {
   local pid=${pid_of[$1]} i
   stop "$pid" TERM
   wait "$pid" 2>/dev/null || true
   # Another process may be given its number.
   for i in "${!pids[@]}"; do [[ ${pids[i]} != "$pid" ]] || unset "pids[$i]"; done
   pids=("${pids[@]}")
-  rm -rf "${work:?}/$1"
-  start_target "$1"
 }
