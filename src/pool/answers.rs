@@ -223,7 +223,7 @@ impl BoundServer {
 
     /// Whose message this is, and what it changes.
     fn judge(&mut self, header: Header, is_whole: bool, heard: &mut Heard) -> Result<Verdict, Broken> {
-        let (incoming, ledger, state, statements) = self.parts();
+        let (incoming, ledger, state, kept) = self.parts();
         let body = match is_whole {
             true => &incoming.filled()[state.run..][HEADER..header.frame()],
             false => &[],
@@ -260,7 +260,8 @@ impl BoundServer {
                         (left, _) => left,
                     };
                     if matches!(left, Leaves::NoStatements) {
-                        *statements = ledger.placed().collect();
+                        kept.take();
+                        kept.still_has(ledger.placed());
                     }
                     ledger.copied(body);
                     heard.completed(body, state, &left);

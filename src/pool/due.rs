@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::statement::Statement;
+use crate::tenancy::inert;
 
 /// Text and types of an unnamed statement; none if there is none, or it cannot be remembered.
 pub type Unnamed = Option<Arc<[u8]>>;
@@ -99,6 +100,25 @@ impl Due {
     /// Whether it is the proxy's binding.
     pub(super) fn is_binding(&self) -> bool {
         matches!(self, Due::Binding | Due::Switch(_))
+    }
+
+    /// Whether it is sure to have PostgreSQL do no more than read and write rows, and plan that.
+    pub(super) fn is_inert(&self) -> bool {
+        match self {
+            Due::Parse { statement, .. } | Due::Ensure(statement) => statement.reading.is_inert,
+            Due::ParseUnnamed(Some(text_and_types)) => inert::read_parse(text_and_types).is_inert,
+            // What it executes was parsed before, under the same eyes.
+            Due::Bind(_) | Due::Describe(_) | Due::Verify(..) | Due::Execute(_) => true,
+            Due::Binding | Due::Switch(_) | Due::Sync | Due::Close | Due::CloseUnnamed | Due::Said(_) => true,
+            Due::ParseUnnamed(None)
+            | Due::ParseAgain { .. }
+            | Due::ParseAsIs
+            | Due::Unnamed
+            | Due::Aside
+            | Due::Query(_)
+            | Due::CopyEnd
+            | Due::Provoked(_) => false,
+        }
     }
 
     /// The statement that it puts on the server.

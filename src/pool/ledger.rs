@@ -13,6 +13,7 @@ use crate::tenancy::text::Deallocates;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
 
+mod quiet;
 mod results;
 
 /// What an answer means for who sees it.
@@ -66,6 +67,8 @@ pub struct Ledger {
     strays: usize,
     /// Whether the client's first batch is one with its binding.
     switch: Switch,
+    /// Something other than inert texts was sent since the last cleaning.
+    is_loud: bool,
 }
 
 impl Default for Ledger {
@@ -86,6 +89,7 @@ impl Default for Ledger {
             swallowed: 0,
             strays: 0,
             switch: Switch::No,
+            is_loud: false,
         }
     }
 }
@@ -102,6 +106,7 @@ impl Ledger {
         self.is_copying &= !matches!(due, Due::CopyEnd);
         self.has_executed |= matches!(due, Due::Query(_) | Due::Execute(_));
         self.switch.sent(&due);
+        self.is_loud = self.is_loud || !due.is_inert();
         self.naming += usize::from(due.names());
         self.placing += usize::from(due.places());
         self.texts += due.text_length();
@@ -115,7 +120,7 @@ impl Ledger {
 
     /// The server is cleaned, or about to be.
     pub fn is_cleaned(&mut self) {
-        self.switch = Switch::No;
+        (self.switch, self.is_loud) = (Switch::No, false);
     }
 
     /// Bytes of the outstanding unnamed statements.

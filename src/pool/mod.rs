@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod due;
 mod inquiry;
+mod kept;
 mod lease;
 mod lease_state;
 pub mod ledger;

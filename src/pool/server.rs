@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 
 use super::due::Due;
+use super::kept::Kept;
 use super::lease_state::LeaseState;
 use super::ledger::{Ledger, TransactionOver};
 use super::statement::Statement;
@@ -80,12 +81,9 @@ struct Core {
     outgoing: BytesMut,
     ledger: Ledger,
     key: Arc<CancelKey>,
-    /// Shared statements that the server has, or is about to have.
-    statements: HashSet<u64>,
+    kept: Kept,
     /// The settings that it was bound with, while they are what it has.
     bound_with: Option<SettingsDigest>,
-    /// A new session's transactions are what PostgreSQL's documentation says, so that a wipe can make them.
-    is_standard: bool,
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
     shard: Shard,
@@ -147,6 +145,23 @@ impl Core {
         });
         acknowledged.await?;
         self.ledger.has_settled();
+        Ok(())
+    }
+
+    /// Reads the answer to [`statements::POSTURE`], up to the ReadyForQuery of that number.
+    async fn hear_posture(&mut self, mut batches: usize) -> Result<(), Unclean> {
+        let mut row = Vec::new();
+        let answered = self.acknowledge_in_time(|kind, body| {
+            if kind == tag::DATA_ROW {
+                row = message::text_columns(body);
+            }
+            batches -= usize::from(kind == tag::READY_FOR_QUERY);
+            batches == 0
+        });
+        answered.await?;
+        let is_yes = |column: usize| row.get(column).is_some_and(|text| text == "t");
+        self.kept.is_standard = is_yes(0);
+        self.kept.is_answered(is_yes(1));
         Ok(())
     }
 
@@ -219,22 +234,14 @@ impl CleanServer {
             outgoing: BytesMut::new(),
             ledger: Ledger::default(),
             key: Arc::new(dialled.key),
-            statements: HashSet::new(),
+            kept: Kept::default(),
             bound_with: None,
-            is_standard: false,
             retires: Instant::now() + spread(max_age)?,
             shard,
             _place: place,
         });
         statements::prepare(&mut core.outgoing);
-        let (mut is_standard, mut batches) = (false, 0);
-        let acknowledged = core.acknowledge_in_time(|kind, body| {
-            is_standard |= kind == tag::DATA_ROW && message::text_columns(body) == ["t"];
-            batches += u32::from(kind == tag::READY_FOR_QUERY);
-            batches == 2
-        });
-        acknowledged.await?;
-        core.is_standard = is_standard;
+        core.hear_posture(2).await?;
         Ok(Self(core))
     }
 
@@ -274,6 +281,10 @@ impl CleanServer {
     pub fn bind(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
         let core = &mut *self.0;
         core.bound_with = Some(terms.settings_digest());
+        if terms.context().is_none() {
+            // Clients without tenants share their plans, or have other settings: their texts are not looked at.
+            core.ledger.is_loud();
+        }
         if sealed.is_some() || !terms.settings().is_empty() {
             let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
             statements::bind(statements::NAMED, bound, terms.settings(), seed()?, &mut core.outgoing);
@@ -389,27 +400,27 @@ impl BoundServer {
 
     /// Whether the server has, or is about to have, this statement.
     pub fn has(&self, statement: &Statement) -> bool {
-        self.core.statements.contains(&statement.id)
+        self.core.kept.has(statement.id)
     }
 
     /// Whether the server has, or is about to have, this statement; notes that it will.
     pub fn will_have(&mut self, statement: &Arc<Statement>) -> bool {
-        !self.core.statements.insert(statement.id)
+        self.core.kept.will_have(statement)
     }
 
     /// Takes back that the server has a statement.
     pub fn lacks(&mut self, id: u64) {
-        self.core.statements.remove(&id);
+        self.core.kept.lacks(id);
     }
 
     /// It is about to drop all its statements; tells which.
     pub fn drops_statements(&mut self) -> HashSet<u64> {
-        std::mem::take(&mut self.core.statements)
+        self.core.kept.take()
     }
 
     /// Takes back that it dropped them.
     pub fn still_has(&mut self, ids: HashSet<u64>) {
-        self.core.statements.extend(ids);
+        self.core.kept.still_has(ids);
     }
 
     /// Whether the unnamed statement on the server is this client's; what the server has is set by the caller.
@@ -456,8 +467,8 @@ impl BoundServer {
         self.core.bound_with = None;
     }
 
-    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut HashSet<u64>) {
-        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.statements)
+    pub(super) fn parts(&mut self) -> (&mut Buffer, &mut Ledger, &mut LeaseState, &mut Kept) {
+        (&mut self.core.incoming, &mut self.core.ledger, &mut self.state, &mut self.core.kept)
     }
 
     /// Ends the lease; `TransactionOver` is the proof that nothing of the transaction is left.
@@ -471,7 +482,7 @@ impl BoundServer {
         let is_dirty = self.state.is_dirty
             || self.state.has_set
             || self.core.ledger.switch().is_undone()
-            || self.core.statements.len() > MAX_STATEMENTS;
+            || self.core.kept.len() > MAX_STATEMENTS;
         Some(UsedServer::new(self, is_dirty))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
+use crate::tenancy::inert::{self, Reading};
 use crate::tenancy::text::{self, Effects};
 use crate::wire::frame::split_cstr;
 
@@ -28,6 +29,8 @@ pub struct Statement {
     pub text_and_types: Box<[u8]>,
     /// What its text does to the session, where string constants are standard.
     pub effects: Effects,
+    /// What it may do besides, where string constants are standard.
+    pub reading: Reading,
     /// It is a query that does nothing to its session and may run in any transaction, where string constants are standard.
     pub is_plain: bool,
     /// Its result has changed since it was prepared: its client must prepare it anew.
@@ -76,6 +79,7 @@ impl Statement {
             server_name: Self::name_of(id),
             text_and_types: text_and_types.into(),
             effects,
+            reading: inert::read_parse(text_and_types),
             is_plain: text::is_plain(text, true),
             outdated: false,
             shape: OnceLock::new(),

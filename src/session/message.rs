@@ -12,6 +12,7 @@ use crate::net::buffer::{BUFFER_SIZE, Buffer};
 use crate::pool::due::{Deallocated, Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::{Registry, Statement};
+use crate::tenancy::inert;
 use crate::tenancy::statements::OWN_PREFIX;
 use crate::tenancy::text::{Deallocates, Effects, Watch};
 use crate::wire::frame::{HEADER, Header, split_cstr};
@@ -134,7 +135,13 @@ impl Message<'_> {
             return Ok(Taken::Done);
         }
         let Some(which) = effects.deallocates.filter(|_| mode != PoolMode::Session) else {
-            return self.stream(incoming, Some(Due::Query(None)));
+            return match self.server.ledger().is_quiet() && inert::read(self.body(incoming)).is_inert {
+                true => {
+                    self.server.ledger().push_inert_query();
+                    self.stream(incoming, None)
+                }
+                false => self.stream(incoming, Some(Due::Query(None))),
+            };
         };
         let closed = self.statements.deallocate(&which, self.server);
         let is_rewritten = which != Deallocates::All && effects.statements == 1 && !closed.names.is_empty();

@@ -90,12 +90,20 @@ struct Clock {
 
 impl<'a> Turn<'a> {
     /// Begins a turn; `started` is when the client's first byte was seen.
-    pub fn new(pool: &'a Arc<Pool>, client: &'a mut Client, server: BoundServer, started: Instant) -> Self {
+    pub fn new(
+        pool: &'a Arc<Pool>,
+        client: &'a mut Client,
+        mut server: BoundServer,
+        started: Instant,
+    ) -> Self {
         let now = Instant::now();
         let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
         let clock = Clock { times, blocked: None, is_running: true };
         let first = server.is_switching().then(|| client.first_batch().to_vec());
         client.runs_again = false;
+        if !client.has_standard_strings() {
+            server.ledger().is_loud(); // its texts are read as if it had
+        }
         Self {
             pool,
             client,

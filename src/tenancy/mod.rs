@@ -1,6 +1,7 @@
 //! What may this identity touch? Pure: no sockets, no clock; time is an argument.
 
 pub mod context;
+pub mod inert;
 mod scanner;
 pub mod seal;
 pub mod settings;

@@ -19,6 +19,9 @@ pub const NAMED: Names = ["pgtenant_bind", SETTINGS];
 /// In a batch behind a wipe: SQL can neither make nor drop it.
 pub const UNNAMED: Names = ["", ""];
 
+/// The same where plans are kept.
+pub const LIGHT: Names = ["pgtenant_light", ""];
+
 /// Names of statements that live for a moment on a server that its client keeps.
 const REBIND: &str = "pgtenant_rebind";
 const SETTINGS: &str = "pgtenant_settings";
@@ -58,9 +61,30 @@ const WIPES: [&str; 10] = [
     "DISCARD SEQUENCES",
 ];
 
-/// Whether a new session's transactions are those that [`WIPES`] set.
-const IS_STANDARD: &str = "SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
-     AND pg_catalog.current_setting('transaction_read_only') = 'off'";
+/// Those of them that are executed where statements and plans stay; by name, for none but inert texts came in between.
+static LIGHT_WIPES: LazyLock<Vec<(String, &str)>> = LazyLock::new(|| {
+    let kept = ["DEALLOCATE ALL", "DISCARD PLANS"];
+    let wipes = WIPES.into_iter().filter(|sql| !kept.contains(sql)).enumerate();
+    wipes.map(|(index, sql)| (format!("pgtenant_wipe{index}"), sql)).collect()
+});
+
+/// The messages that execute them.
+static LIGHT_WIPE: LazyLock<Bytes> = LazyLock::new(|| {
+    let mut out = BytesMut::new();
+    LIGHT_WIPES.iter().for_each(|(name, _)| speak::bind_and_execute(name, &[], &mut out));
+    out.freeze()
+});
+
+/// Asked of a clean server: whether a new session's transactions are those that [`WIPES`] set; and whether there are no
+/// functions that say IMMUTABLE, but for those of PostgreSQL, of extensions and in C. Such a one may say so and read a
+/// setting or a table, and then its result is a constant in plans.
+pub const POSTURE: &str = "SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
+     AND pg_catalog.current_setting('transaction_read_only') = 'off', \
+     NOT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+       WHERE p.provolatile = 'i' AND l.lanname NOT IN ('internal', 'c') \
+       AND p.pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace) \
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass \
+         AND d.objid = p.oid AND d.deptype = 'e'))";
 
 /// The messages that wipe, up to the Parse of what binds: always the same.
 static WIPE: LazyLock<Bytes> = LazyLock::new(|| {
@@ -73,10 +97,10 @@ static WIPE: LazyLock<Bytes> = LazyLock::new(|| {
     out.freeze()
 });
 
-/// A new session needs only this to be clean: PostgreSQL starts it without anyone's state. A row comes back: `t` if its
-/// transactions are those that [`wipe`] makes. Two ReadyForQuery.
+/// A new session needs only this to be clean: PostgreSQL starts it without anyone's state. The answer to [`POSTURE`]
+/// comes back first.
 pub fn prepare(out: &mut BytesMut) {
-    speak::query(IS_STANDARD, out);
+    speak::query(POSTURE, out);
     speak::parse(NAMED[0], BIND_SQL, out);
     speak::sync(out);
 }
@@ -105,6 +129,17 @@ pub fn clean(seed: f64, nonce: &str, out: &mut BytesMut) {
 pub fn wipe(out: &mut BytesMut) -> usize {
     out.extend_from_slice(&WIPE);
     WIPES.len()
+}
+
+/// The same where the last clients' statements and plans may stay, and SQL cannot have made or dropped any. `has_own`:
+/// it was done before.
+pub fn wipe_lightly(has_own: bool, out: &mut BytesMut) -> usize {
+    if !has_own {
+        LIGHT_WIPES.iter().for_each(|(name, sql)| speak::parse(name, sql, out));
+        speak::parse(LIGHT[0], BIND_SQL, out);
+    }
+    out.extend_from_slice(&LIGHT_WIPE);
+    LIGHT_WIPES.len()
 }
 
 /// Binds a clean server, or one that is clean when everything before it in the batch succeeds: the seal first, while

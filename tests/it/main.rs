@@ -28,5 +28,6 @@ mod switching;
 mod tls;
 mod traffic;
 mod transactions;
+mod turns;
 mod unix;
 mod versions;

@@ -130,6 +130,41 @@ async fn a_temporary_type_breaks_nothing() {
     }
 }
 
+/// What only reads and writes rows has nothing dropped, but for texts in which somebody's data may be.
+#[tokio::test]
+async fn what_nobody_can_have_bent_is_kept() {
+    for shared in postgres::every_version() {
+        let database = shared.database().await;
+        let gate = gate(&database).await;
+        let (mut first, mut second) = (raw(&gate, 1).await, raw(&gate, 2).await);
+        let (kept, forgotten) =
+            ("SELECT DISTINCT body FROM items", "SELECT body FROM items WHERE body <> 'x'");
+        for raw in [&mut first, &mut second] {
+            prepare(raw, "k", kept).await;
+            prepare(raw, "f", forgotten).await;
+        }
+        for _ in 0..3 {
+            for (raw, body) in [(&mut first, "org-1"), (&mut second, "org-2")] {
+                assert_eq!(one(&run(raw, "k").await), body);
+                assert_eq!(one(&run(raw, "f").await), body);
+            }
+        }
+        // Since before this second client had the server for the last time.
+        let look = format!(
+            "SELECT statement = '{kept}', now() - prepare_time > '30 ms' FROM pg_prepared_statements \
+             WHERE statement LIKE '% body %' AND NOT statement LIKE '%LIKE%' ORDER BY 1"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+        run(&mut first, "k").await;
+        let seen = plain(&mut second, &look).await;
+        let row = vec![Some("t".to_owned()), Some("t".to_owned())];
+        assert_eq!(seen.rows, [row], "on PostgreSQL {}", shared.server.version_major());
+        // That text was not one of those: everything is dropped.
+        assert_eq!(plain(&mut first, &look).await.rows, Vec::<Vec<_>>::new());
+        assert_eq!(gate.log().matches("a server was closed").count(), 0, "{}", gate.log());
+    }
+}
+
 /// Its value in a plan would be one organization's, and the plan another one's.
 #[tokio::test]
 async fn a_function_that_lies_about_being_immutable_gives_nothing_away() {
@@ -143,20 +178,25 @@ async fn a_function_that_lies_about_being_immutable_gives_nothing_away() {
         "LANGUAGE sql IMMUTABLE AS 'SELECT (SELECT t::text) FROM (TABLE items LIMIT 1) t'",
         "LANGUAGE sql IMMUTABLE AS 'SELECT table_to_xml(''items'', true, true, '''')::text'",
     ] {
-        let make = format!("DROP FUNCTION IF EXISTS mine(); CREATE FUNCTION mine() RETURNS text {how}");
+        let make = format!(
+            "DROP FUNCTION IF EXISTS mine() CASCADE; CREATE FUNCTION mine() RETURNS text {how};
+             CREATE VIEW own AS SELECT mine() AS own; GRANT SELECT ON own TO app"
+        );
         admin.batch_execute(&make).await.unwrap();
         let gate = Gate::with(&database).pool_size(1).run().await;
         let (mut first, mut second) = (raw(&gate, 1).await, raw(&gate, 2).await);
-        for raw in [&mut first, &mut second] {
-            prepare(raw, "s", "SELECT mine()").await;
-        }
-        for _ in 0..3 {
-            // More often than PostgreSQL plans anew.
-            for _ in 0..8 {
-                assert!(one(&run(&mut first, "s").await).contains(&org(1)), "{how}");
+        for text in ["SELECT mine()", "SELECT own FROM own"] {
+            for raw in [&mut first, &mut second] {
+                prepare(raw, text, text).await;
             }
-            let seen = one(&run(&mut second, "s").await);
-            assert!(!seen.contains(&org(1)) && seen.contains(&org(2)), "{how}: {seen}");
+            for _ in 0..3 {
+                // More often than PostgreSQL plans anew.
+                for _ in 0..8 {
+                    assert!(one(&run(&mut first, text).await).contains(&org(1)), "{how}");
+                }
+                let seen = one(&run(&mut second, text).await);
+                assert!(!seen.contains(&org(1)) && seen.contains(&org(2)), "{how}: {seen}");
+            }
         }
     }
 }

@@ -6,9 +6,11 @@ use super::chance::{nonce, seed};
 use super::{BoundServer, CleanServer, Core, TermsDigest, Unclean};
 use crate::pool::due::Due;
 use crate::pool::lease_state::LeaseState;
+use crate::pool::statement::Statement;
 use crate::pool::terms::Terms;
 use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
 use crate::tenancy::statements;
+use crate::wire::speak;
 
 /// A server that someone used: it serves the same terms again, or is cleaned.
 pub struct UsedServer {
@@ -49,8 +51,12 @@ impl UsedServer {
     /// Whether it may be cleaned and bound to these terms in one batch with what its client sends: nothing visible was
     /// left on it, it has the settings that it will have, and its transactions are those that a wipe makes.
     pub fn may_switch(&self, terms: &Terms) -> bool {
+        let Core { kept, ledger, .. } = &*self.core;
+        // Once in a while it is cleaned in a step of its own, and asked whether it may keep plans.
+        let is_to_be_asked = ledger.is_quiet() && kept.is_in_doubt();
         !self.is_dirty
-            && self.core.is_standard
+            && kept.is_standard
+            && !is_to_be_asked
             && self.core.bound_with == Some(terms.settings_digest())
             && !terms.has_own_transactions()
     }
@@ -59,15 +65,26 @@ impl UsedServer {
     /// anything of it fails, PostgreSQL skips all that follows, and undoes the rest: so nothing of the client's can run
     /// in a context that is not its own. The caller makes sure that the client's batch may be part of a transaction.
     ///
+    /// Statements and plans stay where nobody can have bent them.
+    ///
     /// # Errors
     /// The system has no random bytes.
     pub fn switch(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
         let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
         let core = &mut *self.core;
-        let mut completions = statements::wipe(&mut core.outgoing);
-        completions +=
-            statements::bind(statements::UNNAMED, bound, terms.settings(), seed()?, &mut core.outgoing);
-        core.statements.clear();
+        let (names, mut completions);
+        if core.ledger.is_quiet() && core.kept.is_safe() {
+            let forgotten = core.kept.forget_data().map(Statement::name_of);
+            forgotten.for_each(|name| speak::close_statement(&name, &mut core.outgoing));
+            completions = statements::wipe_lightly(core.kept.has_own, &mut core.outgoing);
+            core.kept.has_own = true;
+            names = statements::LIGHT;
+        } else {
+            completions = statements::wipe(&mut core.outgoing);
+            core.kept.discard();
+            names = statements::UNNAMED;
+        }
+        completions += statements::bind(names, bound, terms.settings(), seed()?, &mut core.outgoing);
         core.ledger.is_cleaned();
         core.ledger.push(Due::Switch(completions));
         core.ledger.take_settled_unnamed();
@@ -82,9 +99,13 @@ impl UsedServer {
     pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
         let nonce = nonce()?;
         statements::clean(seed()?, &nonce, &mut self.core.outgoing);
-        self.core.statements.clear();
+        self.core.kept.discard();
         self.core.ledger.is_cleaned();
         self.core.prove(&nonce).await?;
+        if self.core.kept.is_in_doubt() {
+            speak::query(statements::POSTURE, &mut self.core.outgoing);
+            self.core.hear_posture(1).await?;
+        }
         Ok(CleanServer(self.core))
     }
 }
