@@ -58,6 +58,15 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON items, loads, own_loads TO app, service;
 """
 
 
+def make_certificate(folder):
+    """One that its own root is, for the loopback address: tls.crt and tls.key."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "-keyout", folder / "tls.key", "-out", folder / "tls.crt"], check=True, capture_output=True)
+    (folder / "tls.key").chmod(0o600)
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -77,9 +86,11 @@ class Postgres:
         self.port = free_port()
         self.home = Path(tempfile.mkdtemp(prefix="pgtenant-drivers-pg-"))
         files = {"password": self.password + "\n", "log": "",
-                 "settings": SETTINGS + f"unix_socket_directories = '{self.home}'\n"}
+                 "settings": SETTINGS + f"unix_socket_directories = '{self.home}'\nssl = on\n"
+                 f"ssl_cert_file = '{self.home}/tls.crt'\nssl_key_file = '{self.home}/tls.key'\n"}
         for name, text in files.items():
             (self.home / name).write_text(text)
+        make_certificate(self.home)
         account = {}
         if os.getuid() == 0:
             users = {user.pw_name: user for user in pwd.getpwall()}
@@ -127,6 +138,7 @@ class Proxy:
         seal_key = base64.b64encode(secrets.token_bytes(32)).decode()
         for name, text in {**self.passwords, "seal": seal_key}.items():
             (self.folder / name).write_text(text)
+        make_certificate(self.folder)
         self.run("token", "keygen", "--algorithm", "ES256", "--out", self.folder / "issuer")
         self.write(pool_mode)
         self.process = None
@@ -137,6 +149,10 @@ class Proxy:
         self.config.write_text(f"""
 [listen]
 tcp = ["127.0.0.1:{self.port}"]
+[listen.tls]
+certificate = "tls.crt"
+key = "tls.key"
+require = false
 [admin]
 http = "127.0.0.1:{self.http}"
 [servers.main]

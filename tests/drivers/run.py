@@ -23,7 +23,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgte
 POOL_MODES = ("transaction", "session")
 SIGN_INS = ("scram", "jwt")
 # What a case's outcome must be where PostgreSQL itself has no such thing.
-EXPECTED = {"tenant": "own", "token": "own other own"}
+EXPECTED = {"tenant": "own", "token": "own other own", "direct_tls": "True", "protocol": "30002 57014"}
 # One driver's cases take at most this long, in seconds.
 PATIENCE = 180
 
@@ -142,7 +142,10 @@ def environment(proxy, column, number, name):
         "PGSSLMODE": "disable",
         "PGAPPNAME": f"{name.replace(' ', '-')}-{number}",
         "PSQL": PSQL,
+        "CASES_ROOT": str((proxy.postgres.home if is_direct else proxy.folder) / "tls.crt"),
     }
+    if not is_direct:
+        variables["CASES_PROXY"] = "1"
     if is_tenant:
         variables["CASES_TENANT"] = organization(number)
         if token_is_built(proxy):

@@ -4,6 +4,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -91,6 +92,13 @@ func connect() string {
 	c := fresh("")
 	defer c.Close(background)
 	return fmt.Sprint(value(c, "SHOW application_name") == os.Getenv("PGAPPNAME"), c.PgConn().ParameterStatus("server_version"))
+}
+
+func encrypted() string {
+	c := fresh("sslmode=verify-full sslrootcert=" + os.Getenv("CASES_ROOT"))
+	defer c.Close(background)
+	stream, _ := c.PgConn().Conn().(interface{ ConnectionState() tls.ConnectionState })
+	return fmt.Sprint(stream.ConnectionState().HandshakeComplete, value(c, "SELECT length($1::text)::text", strings.Repeat("y", 1000000)))
 }
 
 func types() string {
@@ -345,7 +353,7 @@ func main() {
 		name string
 		run  func() string
 	}{
-		{"connect", connect}, {"types", types}, {"prepared", prepared}, {"evicted", evicted}, {"transaction", transaction},
+		{"connect", connect}, {"encrypted", encrypted}, {"types", types}, {"prepared", prepared}, {"evicted", evicted}, {"transaction", transaction},
 		{"error", failure}, {"batch", batch}, {"pipeline_error", pipelineError}, {"copy", copying}, {"cursor", cursor},
 		{"cancel", cancel}, {"setting", setting}, {"notice", notice}, {"large", large}, {"concurrent", concurrent},
 		{"session_state", sessionState}, {"listen", listen}, {"tenant", tenant}, {"token", token},

@@ -87,6 +87,12 @@ public class Cases {
         }
     }
 
+    static String encrypted() throws Exception {
+        try (Connection c = fresh("sslmode", "verify-full", "sslrootcert", ENV.get("CASES_ROOT"))) {
+            return value(c, "SELECT length(?)", "y".repeat(1_000_000));
+        }
+    }
+
     static String types() throws Exception {
         String text = "SELECT ?::int, ?::text, ?::text, ?::bool, ?::float8, ?::int[], ?::bytea";
         try (Connection c = fresh(); PreparedStatement s = c.prepareStatement(text)) {
@@ -398,6 +404,7 @@ public class Cases {
     public static void main(String[] arguments) {
         Map<String, Case> cases = new LinkedHashMap<>();
         cases.put("connect", Cases::connect);
+        cases.put("encrypted", Cases::encrypted);
         cases.put("types", Cases::types);
         cases.put("prepared", Cases::prepared);
         cases.put("evicted", Cases::evicted);

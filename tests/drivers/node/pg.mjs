@@ -1,5 +1,6 @@
 // node-postgres: cases.
 
+import { readFileSync } from "node:fs";
 import { Readable } from "node:stream";
 import { pipeline as pipe } from "node:stream/promises";
 import pg from "pg";
@@ -26,6 +27,10 @@ async function fresh(body, options = {}) {
 const value = async (c, text, values) => Object.values((await c.query(text, values)).rows[0])[0];
 
 const connect = () => fresh(async (c) => [await value(c, "SELECT 1"), (await value(c, "SHOW application_name")) === APP]);
+
+const encrypted = () => fresh(async (c) =>
+    [c.connection.stream.getProtocol(), await value(c, "SELECT length($1)", ["y".repeat(1_000_000)])],
+{ ssl: { ca: readFileSync(process.env.CASES_ROOT) } });
 
 const types = () => fresh(async (c) => {
     const text = "SELECT $1::int a, $2::text b, $3::text c, $4::bool d, $5::float8 e, $6::int[] f, $7::bytea g, $8::jsonb h";
@@ -186,5 +191,5 @@ const token = () => TOKEN && fresh(async (c) => {
     return owners(seen);
 });
 
-await run(`pg ${version}`, [connect, types, prepared, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel,
+await run(`pg ${version}`, [connect, encrypted, types, prepared, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel,
     setting, notice, large, concurrent, session_state, listen, tenant, token]);

@@ -183,7 +183,15 @@ SELECT owner();
 SQL
 }
 
-cases=(connect prepared transaction error batch copy cursor cancel setting notice large catalogue concurrent session_state
+# TLS, with the server's certificate looked at; a password also bound to it.
+encrypted() {
+    local binding=require
+    [ -z "${CASES_TENANT:-}" ] || binding=prefer
+    PGSSLMODE=verify-full PGSSLROOTCERT=$CASES_ROOT PGCHANNELBINDING=$binding run -c '\conninfo' -c 'SELECT 1' |
+        sed -n 's/^.*SSL connection (protocol: \([^,]*\).*) \(.*\)$/\1 \2/p'
+}
+
+cases=(connect encrypted prepared transaction error batch copy cursor cancel setting notice large catalogue concurrent session_state
     listen)
 [ -z "${CASES_TENANT:-}" ] || cases+=(tenant)
 [ -z "${CASES_TOKEN:-}" ] || cases+=(token)

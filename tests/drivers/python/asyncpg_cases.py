@@ -2,11 +2,12 @@
 
 import asyncio
 import io
+import ssl
 from contextlib import asynccontextmanager
 
 import asyncpg
 
-from cases import APP, OTHER, ROWS, TENANT, TOKEN, run_async
+from cases import APP, OTHER, ROOT, ROWS, TENANT, TOKEN, run_async
 
 
 @asynccontextmanager
@@ -23,6 +24,15 @@ async def connect():
     async with fresh() as c:
         name = await c.fetchval("SELECT current_setting('application_name')")
         return f"{await c.fetchval('SELECT 1')} {c.get_settings().client_encoding} {name == APP} {c.get_server_version()}"
+
+
+async def encrypted():
+    c = await asyncpg.connect(ssl=ssl.create_default_context(cafile=ROOT))
+    try:
+        cipher = c._transport.get_extra_info("ssl_object").version()
+        return f"{cipher} {await c.fetchval('SELECT length($1)', 'y' * 1_000_000)}"
+    finally:
+        await c.close()
 
 
 async def types():
@@ -232,5 +242,5 @@ async def token():
 
 asyncio.run(run_async(
     f"asyncpg {asyncpg.__version__}",
-    [connect, types, prepared, evicted, transaction, error, batch, copy, cursor, cancel, setting, notice, large, concurrent,
-     session_state, listen, tenant, token]))
+    [connect, encrypted, types, prepared, evicted, transaction, error, batch, copy, cursor, cancel, setting, notice, large,
+     concurrent, session_state, listen, tenant, token]))

@@ -5,7 +5,7 @@ import threading
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from cases import APP, OTHER, ROWS, TENANT, TOKEN, run
+from cases import APP, OTHER, PROXY, ROOT, ROWS, TENANT, TOKEN, run
 
 
 def fresh(**options):
@@ -19,6 +19,34 @@ def connect():
         name = c.execute("SELECT current_setting('application_name')").fetchone()[0]
         info = c.info
         return f"{c.execute('SELECT 1').fetchone()} {info.encoding} {name == APP} {info.server_version}"
+
+
+def encrypted():
+    """The certificate is looked at; a password is bound to it."""
+    binding = "prefer" if TENANT else "require"
+    with fresh(sslmode="verify-full", sslrootcert=ROOT, channel_binding=binding) as c:
+        length = c.execute("SELECT length(%s)", ("y" * 1_000_000,)).fetchone()[0]
+        return f"{c.pgconn.ssl_in_use} {length}"
+
+
+def direct_tls():
+    """TLS from the first byte, which PostgreSQL 17 and its libpq brought."""
+    if not PROXY or psycopg.pq.version() < 170000:
+        return None
+    with fresh(sslmode="verify-full", sslrootcert=ROOT, sslnegotiation="direct") as c:
+        return f"{c.pgconn.ssl_in_use}"
+
+
+def protocol():
+    """Protocol 3.2, whose cancel keys are long, which PostgreSQL 18 and its libpq brought."""
+    if not PROXY or psycopg.pq.version() < 180000:
+        return None
+    with fresh(min_protocol_version="3.2", max_protocol_version="3.2") as c:
+        threading.Timer(0.3, c.cancel_safe).start()
+        try:
+            c.execute("SELECT pg_sleep(20)")
+        except psycopg.Error as e:
+            return f"{c.pgconn.full_protocol_version} {e.sqlstate}"
 
 
 def types():
@@ -240,5 +268,5 @@ def token():
 
 
 run(f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}), libpq {psycopg.pq.version() // 10000}",
-    [connect, types, prepared, evicted, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel, setting, notice,
+    [connect, encrypted, direct_tls, protocol, types, prepared, evicted, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel, setting, notice,
      large, concurrent, session_state, listen, tenant, token])
