@@ -143,7 +143,7 @@ impl Pool {
             return Ok(parameters);
         }
         let nothing = Terms::new(None, Arc::default());
-        match self.take(&nothing, shard, false, &mut pending()).await {
+        match self.take(&nothing, shard, &mut pending()).await {
             Ok(server) => self.put_back(server),
             Err(Unserved::Refused(report)) => return Err(report),
             Err(Unserved::Gone) => {}
@@ -164,9 +164,9 @@ impl Pool {
         is_plain: bool,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<BoundServer, Unserved> {
-        let mut server = self.take(terms, shard, is_plain, gone).await?;
+        let mut server = self.take(terms, shard, gone).await?;
         let metrics = &self.settings.metrics;
-        let mut was_cleaned = false;
+        let (mut was_cleaned, mut may_take_over) = (false, true);
         loop {
             match server {
                 Idle::Used(used) if used.serves(terms.digest(), SystemTime::now()) => {
@@ -181,6 +181,22 @@ impl Pool {
                 Idle::Used(used) if is_plain && used.may_switch(terms) => {
                     return Ok(self.switch(used, terms)?);
                 }
+                Idle::Used(used) if may_take_over && used.may_switch(terms) => {
+                    let sealed = self.seal(used.pid(), terms)?;
+                    let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
+                    match used.take_over(sealed, terms).await {
+                        Ok(bound) => {
+                            metrics.switched.increment(1);
+                            return Ok(bound);
+                        }
+                        Err(unclean) => {
+                            // It may be the client's own settings: the next one is cleaned before it is bound to them.
+                            tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be taken over and was closed");
+                            may_take_over = false;
+                            server = self.take(terms, shard, gone).await?;
+                        }
+                    }
+                }
                 Idle::Used(used) => match used.clean().await {
                     Ok(clean) => {
                         was_cleaned = true;
@@ -189,7 +205,7 @@ impl Pool {
                     Err(unclean) => {
                         // Its place is free again; another server takes its part.
                         tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be cleaned and was closed");
-                        server = self.take(terms, shard, is_plain, gone).await?;
+                        server = self.take(terms, shard, gone).await?;
                     }
                 },
             }
@@ -239,7 +255,7 @@ impl Pool {
             Idle::Used(used) => used.serves(terms.digest(), now) || is_plain && used.may_switch(terms),
             Idle::Clean(..) => true,
         };
-        is_ready.then(|| self.take_idle(&mut state, index, terms, is_plain, now))
+        is_ready.then(|| self.take_idle(&mut state, index, terms, now))
     }
 
     /// Whether one more server may be opened.
@@ -248,16 +264,13 @@ impl Pool {
     }
 
     /// Who can take a server over needs no clean one.
-    fn take_idle(
-        &self,
-        state: &mut State,
-        index: usize,
-        terms: &Terms,
-        is_plain: bool,
-        now: SystemTime,
-    ) -> Idle {
+    fn take_idle(&self, state: &mut State, index: usize, terms: &Terms, now: SystemTime) -> Idle {
         let server = state.idle.remove(index);
-        if !is_plain && !matches!(&server, Idle::Used(used) if used.serves(terms.digest(), now)) {
+        let needs_clean = match &server {
+            Idle::Used(used) => !used.serves(terms.digest(), now) && !used.may_switch(terms),
+            Idle::Clean(..) => true,
+        };
+        if needs_clean {
             state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
         }
         server
@@ -315,11 +328,10 @@ impl Pool {
         self: &Arc<Self>,
         terms: &Terms,
         shard: Shard,
-        is_plain: bool,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<Idle, Unserved> {
         loop {
-            let mut server = match self.choose(terms, shard, is_plain) {
+            let mut server = match self.choose(terms, shard) {
                 Ok(server) => server,
                 Err(turn) => self.wait(turn, gone).await?,
             };
@@ -331,14 +343,14 @@ impl Pool {
         }
     }
 
-    fn choose(self: &Arc<Self>, terms: &Terms, shard: Shard, is_plain: bool) -> Result<Idle, Turn> {
+    fn choose(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<Idle, Turn> {
         let now = SystemTime::now();
         let mut state = self.lock();
         let has_room = self.has_room(&state);
         let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
         match shelf::choose(offers, has_room) {
             Choice::Take { index, grow } => {
-                let server = self.take_idle(&mut state, index, terms, is_plain, now);
+                let server = self.take_idle(&mut state, index, terms, now);
                 if grow && state.opening == 0 {
                     self.open(&mut state, shard);
                 }

@@ -287,7 +287,7 @@ impl CleanServer {
         }
         if sealed.is_some() || !terms.settings().is_empty() {
             let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
-            statements::bind(statements::NAMED, bound, terms.settings(), seed()?, &mut core.outgoing);
+            statements::bind(statements::NAMED, bound, terms.settings(), (seed()?, ""), &mut core.outgoing);
         }
         if !core.outgoing.is_empty() {
             speak::sync(&mut core.outgoing);

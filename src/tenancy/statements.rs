@@ -143,19 +143,19 @@ pub fn wipe_lightly(has_own: bool, out: &mut BytesMut) -> usize {
 }
 
 /// Binds a clean server, or one that is clean when everything before it in the batch succeeds: the seal first, while
-/// nothing of the client's is there that could disturb it, then the client's settings. Writes no Sync. Returns how many
-/// CommandComplete come, of which the last is the last answer.
+/// nothing of the client's is there that could disturb it, then the client's settings. A row comes back that ends with
+/// `nonce`. Writes no Sync. Returns how many CommandComplete come, of which the last is the last answer.
 pub fn bind(
     [binds, sets]: Names,
     sealed: Option<(&SealedContext, &str)>,
     settings: &Settings,
-    seed: f64,
+    (seed, nonce): (f64, &str),
     out: &mut BytesMut,
 ) -> usize {
     let (seal, payload) = sealed.map_or(("", ""), |(sealed, payload)| (sealed.text(), payload));
     speak::bind_and_execute(
         binds,
-        &[seed.to_string().as_bytes(), seal.as_bytes(), payload.as_bytes(), b""],
+        &[seed.to_string().as_bytes(), seal.as_bytes(), payload.as_bytes(), nonce.as_bytes()],
         out,
     );
     if settings.is_empty() {

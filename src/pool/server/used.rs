@@ -48,8 +48,9 @@ impl UsedServer {
         BoundServer { core: self.core, digest: self.digest, lapse: self.lapse, state: LeaseState::default() }
     }
 
-    /// Whether it may be cleaned and bound to these terms in one batch with what its client sends: nothing visible was
-    /// left on it, it has the settings that it will have, and its transactions are those that a wipe makes.
+    /// Whether it may be cleaned and bound to these terms in one batch, its client's own if that may be part of a
+    /// transaction: nothing visible was left on it, it has the settings that it will have, and its transactions are those
+    /// that a wipe makes.
     pub fn may_switch(&self, terms: &Terms) -> bool {
         let Core { kept, ledger, .. } = &*self.core;
         // Once in a while it is cleaned in a step of its own, and asked whether it may keep plans.
@@ -70,6 +71,40 @@ impl UsedServer {
     /// # Errors
     /// The system has no random bytes.
     pub fn switch(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
+        let completions = self.wipe_and_bind(sealed, terms, "")?;
+        self.core.ledger.push(Due::Switch(completions));
+        Ok(self.bound(sealed, terms))
+    }
+
+    /// Cleans it and puts it under another context, as a step of its own, and waits until PostgreSQL has acknowledged it.
+    ///
+    /// # Errors
+    /// It could not be shown clean and bound, and is closed.
+    pub async fn take_over(
+        mut self,
+        sealed: Option<&SealedContext>,
+        terms: &Terms,
+    ) -> Result<BoundServer, Unclean> {
+        let nonce = nonce()?;
+        self.wipe_and_bind(sealed, terms, &nonce)?;
+        speak::sync(&mut self.core.outgoing);
+        self.core.prove(&nonce).await?;
+        Ok(self.bound(sealed, terms))
+    }
+
+    fn bound(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> BoundServer {
+        self.core.ledger.take_settled_unnamed();
+        let lapse = sealed.map(SealedContext::lapse);
+        BoundServer { core: self.core, digest: terms.digest(), lapse, state: LeaseState::default() }
+    }
+
+    /// Queues a batch without its Sync. Returns how many CommandComplete come.
+    fn wipe_and_bind(
+        &mut self,
+        sealed: Option<&SealedContext>,
+        terms: &Terms,
+        nonce: &str,
+    ) -> Result<usize, Unclean> {
         let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
         let core = &mut *self.core;
         let (names, mut completions);
@@ -84,12 +119,9 @@ impl UsedServer {
             core.kept.discard();
             names = statements::UNNAMED;
         }
-        completions += statements::bind(names, bound, terms.settings(), seed()?, &mut core.outgoing);
+        completions += statements::bind(names, bound, terms.settings(), (seed()?, nonce), &mut core.outgoing);
         core.ledger.is_cleaned();
-        core.ledger.push(Due::Switch(completions));
-        core.ledger.take_settled_unnamed();
-        let lapse = sealed.map(SealedContext::lapse);
-        Ok(BoundServer { core: self.core, digest: terms.digest(), lapse, state: LeaseState::default() })
+        Ok(completions)
     }
 
     /// Removes everything of the last client, and waits until PostgreSQL has acknowledged it.
