@@ -19,7 +19,7 @@ pub struct Kept {
     /// Shared statements that the server has, or is about to have.
     statements: HashSet<u64>,
     /// Of them, those whose text may have somebody's data in it: everyone can read it there.
-    with_data: Vec<u64>,
+    with_data: HashSet<u64>,
     /// The proxy's own statements are there that wipe and bind.
     pub(super) has_own: bool,
     /// A new session's transactions are standard ones, so that a wipe can make them.
@@ -43,7 +43,7 @@ impl Kept {
     pub fn will_have(&mut self, statement: &Statement) -> bool {
         let is_new = self.statements.insert(statement.id);
         if is_new && statement.reading.has_data {
-            self.with_data.push(statement.id);
+            self.with_data.insert(statement.id);
         }
         !is_new
     }
@@ -51,6 +51,7 @@ impl Kept {
     /// Takes back that the server has a statement.
     pub fn lacks(&mut self, id: u64) {
         self.statements.remove(&id);
+        self.with_data.remove(&id);
     }
 
     /// It drops all of them.
@@ -66,7 +67,7 @@ impl Kept {
 
     /// It drops those whose texts the next client must not read: which.
     pub fn forget_data(&mut self) -> impl Iterator<Item = u64> {
-        self.with_data.drain(..).filter(|id| self.statements.remove(id))
+        self.with_data.drain().filter(|id| self.statements.remove(id))
     }
 
     /// It drops everything, the proxy's own included.

@@ -4,6 +4,9 @@
 //! client cannot change a setting, keep a lock or make an object by an inert text. What a list of words cannot see is what
 //! the schema's author put behind tables, operators and types; that runs for every client alike.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use super::scanner::{Scanner, Token};
 use crate::wire::frame::split_cstr;
 
@@ -73,14 +76,22 @@ pub fn read(sql: &[u8]) -> Reading {
     // INSERT INTO or MERGE INTO was read, and nothing behind it.
     let (mut may_have_target, mut is_behind_into) = (false, false);
     while let Some(token) = scanner.next() {
+        let lists = match &token {
+            Token::Word(word) => WORDS.get(word.as_slice()).copied().unwrap_or_default(),
+            // In quotes it is no key word.
+            Token::Quoted(word) => Lists {
+                functions: WORDS.get(word.as_slice()).is_some_and(|lists| lists.functions),
+                ..Lists::default()
+            },
+            _ => Lists::default(),
+        };
         let is_inert = match &token {
             _ if is_over => false,
-            Token::Word(word) if index == 0 => is_in(VERBS, word),
+            Token::Word(_) if index == 0 => lists.verbs,
             _ if index == 0 => false,
             // SELECT ... INTO makes a table; so INTO is taken for INSERT's only where nothing else can be meant.
             Token::Word(word) if word == b"into" => index == 1 && may_have_target,
-            Token::Word(word) if colons == 2 => is_in(TYPES, word),
-            Token::Quoted(_) if colons == 2 => false,
+            Token::Word(_) | Token::Quoted(_) if colons == 2 => lists.types,
             Token::Word(word) | Token::Quoted(word) => !word.starts_with(b"pg_"),
             Token::Symbol(b'(') => before != Before::Name,
             // It may be a name that is written in code points.
@@ -103,12 +114,11 @@ pub fn read(sql: &[u8]) -> Reading {
         before = match &token {
             Token::Word(_) | Token::Quoted(_) if is_behind_into => Before::Target,
             Token::Word(_) | Token::Quoted(_) if is_behind_dot && before == Before::Target => Before::Target,
-            Token::Word(word)
-                if !is_behind_dot && [KEY_WORDS, FUNCTIONS, TYPES].iter().any(|list| is_in(list, word)) =>
+            Token::Word(_) | Token::Quoted(_)
+                if !is_behind_dot && (lists.key_words || lists.functions || lists.types) =>
             {
                 Before::Harmless
             }
-            Token::Quoted(word) if !is_behind_dot && is_in(FUNCTIONS, word) => Before::Harmless,
             Token::Word(_) | Token::Quoted(_) => Before::Name,
             Token::Symbol(b'.') => before,
             _ => Before::Harmless,
@@ -124,9 +134,27 @@ pub fn read(sql: &[u8]) -> Reading {
     Reading { is_inert: true, has_data }
 }
 
-fn is_in(list: &str, word: &[u8]) -> bool {
-    list.split_ascii_whitespace().any(|listed| listed.as_bytes() == word)
+/// Which lists a word is in.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lists {
+    verbs: bool,
+    key_words: bool,
+    types: bool,
+    functions: bool,
 }
+
+/// Every word of the lists: most texts are looked at once for each of their words.
+static WORDS: LazyLock<HashMap<&[u8], Lists>> = LazyLock::new(|| {
+    let mut words = HashMap::<&[u8], Lists>::new();
+    let mut put = |list: &'static str, note: fn(&mut Lists)| {
+        list.split_ascii_whitespace().for_each(|word| note(words.entry(word.as_bytes()).or_default()));
+    };
+    put(VERBS, |lists| lists.verbs = true);
+    put(KEY_WORDS, |lists| lists.key_words = true);
+    put(TYPES, |lists| lists.types = true);
+    put(FUNCTIONS, |lists| lists.functions = true);
+    words
+});
 
 #[cfg(test)]
 mod tests {
