@@ -1,5 +1,6 @@
 //! Who is this? Tokens and SCRAM; no client sockets.
 
+pub mod bearer;
 pub mod scram;
 pub mod signing;
 mod strict_json;

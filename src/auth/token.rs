@@ -3,6 +3,7 @@
 //! A token is verified against exactly one issuer's keys, by one algorithm per key. Time is an argument.
 
 mod keys;
+mod refresh;
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,7 +17,7 @@ use serde_json::{Map, Value};
 
 use super::strict_json;
 pub(crate) use keys::MIN_SECRET_BYTES;
-use keys::{IssuerKeys, VerificationKey};
+use keys::{IssuerKeys, KeySet, VerificationKey};
 pub use keys::{Keys, KeysError};
 
 /// A longer token is refused unread; PostgreSQL itself takes no longer password than this.
@@ -84,6 +85,9 @@ pub enum TokenError {
     /// No key of the issuer made it.
     #[error("token refused: signature")]
     Signature(&'static str),
+    /// The issuer is known, but not the key that the token names: it may be a new one.
+    #[error("token refused: signature")]
+    UnknownKey(usize),
     /// `aud` is missing or names others.
     #[error("token refused: audience")]
     Audience(&'static str),
@@ -101,6 +105,7 @@ impl TokenError {
         match self {
             Self::Expired { seconds_ago } => format!("it expired {seconds_ago} s ago"),
             Self::NotYetValid { seconds_left } => format!("it becomes valid in {seconds_left} s"),
+            Self::UnknownKey(_) => "the issuer has no key with its kid".to_owned(),
             Self::Signature(why) | Self::Audience(why) | Self::Issuer(why) | Self::Malformed(why) => {
                 (*why).to_owned()
             }
@@ -128,12 +133,13 @@ pub fn verify(token: &str, keys: &Keys, now: SystemTime) -> Result<VerifiedClaim
     let signature = base64url(signature)?;
     check_header(&header)?;
     let issuer = select_issuer(&claims, keys)?;
-    let key = select_key(&header, issuer)?;
+    let set = issuer.current();
+    let key = select_key(&header, issuer, &set)?;
     check_signature(token, &signature, key)?;
     check_audience(&claims, issuer)?;
     let expires_at = check_times(&claims, keys.leeway(), now)?;
     let subject = subject(&claims)?.to_owned();
-    Ok(VerifiedClaims { issuer: issuer.issuer.clone(), subject, expires_at, claims })
+    Ok(VerifiedClaims { issuer: issuer.config.issuer.clone(), subject, expires_at, claims })
 }
 
 /// A part of the token as a JSON object without duplicate names (RFC 7515 section 4).
@@ -173,14 +179,15 @@ fn select_issuer<'k>(claims: &Map<String, Value>, keys: &'k Keys) -> Result<&'k 
 
 fn select_key<'k>(
     header: &Map<String, Value>,
-    issuer: &'k IssuerKeys,
+    issuer: &IssuerKeys,
+    set: &'k KeySet,
 ) -> Result<&'k VerificationKey, TokenError> {
     let Some(Value::String(algorithm)) = header.get("alg") else {
         return Err(TokenError::Malformed("alg is missing or no text"));
     };
     match header.get("kid") {
-        None => issuer.choose(algorithm, None),
-        Some(Value::String(kid)) => issuer.choose(algorithm, Some(kid)),
+        None => set.choose(algorithm, None, issuer.index),
+        Some(Value::String(kid)) => set.choose(algorithm, Some(kid), issuer.index),
         Some(_) => Err(TokenError::Malformed("kid is no text")),
     }
 }
@@ -206,7 +213,7 @@ fn check_signature(token: &str, signature: &[u8], key: &VerificationKey) -> Resu
 
 /// RFC 7519 section 4.1.3: a text or an array of texts.
 fn check_audience(claims: &Map<String, Value>, issuer: &IssuerKeys) -> Result<(), TokenError> {
-    let is_ours = |value: &Value| issuer.audience.iter().any(|ours| value.as_str() == Some(ours));
+    let is_ours = |value: &Value| issuer.config.audience.iter().any(|ours| value.as_str() == Some(ours));
     let found = match claims.get("aud") {
         None => return Err(TokenError::Audience("aud is missing")),
         Some(one @ Value::String(_)) => is_ours(one),

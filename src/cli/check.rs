@@ -14,6 +14,7 @@ use crate::config::{self, Config, Database, Role};
 use crate::net::dial::Dialer;
 use crate::net::tls;
 use crate::pool::server::{CleanServer, Place, Shard};
+use crate::server::fetch_keys;
 
 /// The server that is asked is closed at once; no age matters.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -99,7 +100,7 @@ fn offline(config: &Config) -> Vec<Finding> {
     }
     let open = config.listen.tcp.iter().find(|address| !address.ip().is_loopback());
     if let (Some(address), None, true) =
-        (open, &config.listen.tls, config.roles.values().any(|role| role.sign_in_jwt))
+        (open, &config.listen.tls, config.roles.values().any(|role| role.sign_in_jwt || role.sign_in_oauth))
     {
         let message =
             format!("tokens are refused on {address} without [listen.tls]: they would travel in clear");
@@ -120,6 +121,12 @@ fn finding(key: &str, message: impl std::fmt::Display) -> Finding {
 /// Signs in to every database as every role, as the proxy would.
 async fn online(config: &Config, format: Format) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if let Ok(keys) = Keys::load(&config.jwt).map(Arc::new) {
+        for (issuer, reason) in fetch_keys(&keys).await {
+            findings
+                .push(finding("jwt.issuers", format!("\"{issuer}\": its keys cannot be fetched: {reason}")));
+        }
+    }
     for database in config.databases.values() {
         for role in config.roles.values() {
             let key = format!("databases.{} as {}", database.name, role.name);

@@ -241,11 +241,6 @@ impl<'b, 'd> Item<'b, 'd> {
         self.note(format!("is not built in this version; remove it{gap}{hint}"));
     }
 
-    /// The same for one of several values of a key that is built.
-    pub(super) fn value_not_built(&self, value: &str, hint: &str) {
-        self.note(format!("\"{value}\" is not built in this version; remove it: {hint}"));
-    }
-
     pub(super) fn into_section(self) -> Section<'b, 'd> {
         let table = match self.value {
             DeValue::Table(table) => Some(table),

@@ -50,6 +50,8 @@ pub struct Listen {
     pub max_clients: usize,
     /// From the first byte to `ReadyForQuery`; slower clients are dropped.
     pub sign_in_timeout: Duration,
+    /// How long the answer to the first failed sign-in from an address is held back; each further one twice as long.
+    pub failed_sign_in_delay: Duration,
     /// Absent: no TLS is offered to clients.
     pub tls: Option<ListenTls>,
 }
@@ -164,6 +166,8 @@ pub struct Role {
     pub name: String,
     /// A token as the password is accepted.
     pub sign_in_jwt: bool,
+    /// A token by OAUTHBEARER (RFC 7628) is accepted.
+    pub sign_in_oauth: bool,
     /// SCRAM-SHA-256 with this password or verifier is accepted.
     pub sign_in_scram: Option<Secret>,
     /// What the role's queries run under.
@@ -201,6 +205,8 @@ pub struct Issuer {
     pub audience: Vec<String>,
     /// Algorithms accepted from this issuer (RFC 7518 names): HS256, RS256, ES256, EdDSA.
     pub algorithms: Vec<String>,
+    /// What a client is told to ask for that signs in by OAUTHBEARER and has no token yet.
+    pub oauth_scope: String,
     /// Where its keys are.
     pub keys: KeySource,
 }
@@ -214,6 +220,33 @@ pub enum KeySource {
     KeyFile(PathBuf),
     /// A JWK Set file (RFC 7517).
     JwksFile(PathBuf),
+    /// A JWK Set that is fetched.
+    JwksUrl(JwksUrl),
+}
+
+/// Where a JWK Set is fetched from, by HTTPS alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwksUrl {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Path and query, beginning with a slash.
+    pub path: String,
+    /// PEM bundle of trusted roots; none means the system's.
+    pub ca: Option<PathBuf>,
+}
+
+impl std::fmt::Display for JwksUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, port, path, .. } = self;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        if *port == 443 {
+            write!(f, "https://{host}{path}")
+        } else {
+            write!(f, "https://{host}:{port}{path}")
+        }
+    }
 }
 
 /// Paths of claims; dots descend into objects.

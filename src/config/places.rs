@@ -29,8 +29,17 @@ pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
     let max_clients = or(section.get("max_clients").map(|i| i.number(1, 1_000_000)), 10_000);
     let sign_in_timeout =
         or(section.get("sign_in_timeout").map(|i| i.duration(SECOND, HOUR)), Duration::from_secs(15));
+    let delay = section.get("failed_sign_in_delay").map(|i| i.duration(Duration::ZERO, 5 * SECOND));
+    let failed_sign_in_delay = or(delay, Duration::from_millis(100));
     let tls = listen_tls(&section.section("tls"));
-    Some(Listen { tcp: tcp?, unix: unix?, max_clients: max_clients as usize, sign_in_timeout, tls })
+    Some(Listen {
+        tcp: tcp?,
+        unix: unix?,
+        max_clients: max_clients as usize,
+        sign_in_timeout,
+        failed_sign_in_delay,
+        tls,
+    })
 }
 
 /// A directory that is there, and whose sockets' paths the system can take.

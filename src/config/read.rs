@@ -82,7 +82,9 @@ fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
     let servers = servers(&mut root.section("servers"));
     let databases = databases(&mut root.section("databases"), &servers);
     let roles = roles(&mut root.section("roles"));
-    let needs_token = roles.values().any(|role| role.sign_in_jwt);
+    let needs_token = roles
+        .values()
+        .any(|role| role.sign_in_jwt || role.sign_in_oauth || role.tenancy == Tenancy::Required);
     let needs_seal = roles.values().any(|role| role.tenancy != Tenancy::None);
     let jwt = jwt(&root.section("jwt"), needs_token);
     let claims = claims(&root.section("claims"));
@@ -179,7 +181,14 @@ fn role(name: String, section: &Section<'_, '_>) -> Role {
     let tenancy = or(section.get("tenancy").map(|i| i.choice(&tenancies)), Tenancy::Required);
     let server_password = section.get("server_password").and_then(Item::secret);
     let password = section.get("password").map(Item::secret);
-    let mut role = Role { name, sign_in_jwt: false, sign_in_scram: None, tenancy, server_password };
+    let mut role = Role {
+        name,
+        sign_in_jwt: false,
+        sign_in_oauth: false,
+        sign_in_scram: None,
+        tenancy,
+        server_password,
+    };
     let item = section.require("sign_in", "how clients sign in: [\"jwt\"] or [\"scram\"]");
     let Some((item, methods)) = item.and_then(|item| item.texts().map(|methods| (item, methods))) else {
         return role;
@@ -189,15 +198,14 @@ fn role(name: String, section: &Section<'_, '_>) -> Role {
         match method.as_str() {
             "jwt" => role.sign_in_jwt = true,
             "scram" => scram = true,
-            "oauth" => item.value_not_built("oauth", "\"jwt\" takes the token as the password"),
-            other => item.note(format!("\"{other}\" is not a way to sign in; use \"jwt\" or \"scram\"")),
+            "oauth" => role.sign_in_oauth = true,
+            other => {
+                item.note(format!("\"{other}\" is not a way to sign in; use \"jwt\", \"oauth\" or \"scram\""))
+            }
         }
     }
     if methods.is_empty() {
-        item.note("must name \"jwt\" or \"scram\"");
-    }
-    if scram && tenancy == Tenancy::Required {
-        item.note(if role.sign_in_jwt { SCRAM_BESIDE_JWT } else { SCRAM_ALONE });
+        item.note("must name \"jwt\", \"oauth\" or \"scram\"");
     }
     if scram && password.is_none() {
         section.note_at("password", "is missing: \"scram\" needs a password or a SCRAM-SHA-256 verifier");
@@ -209,11 +217,6 @@ fn role(name: String, section: &Section<'_, '_>) -> Role {
     role
 }
 
-const SCRAM_ALONE: &str = "a service account can bring a token only by SET pgtenant.token, which is not built in this \
-                           version; use tenancy = \"optional\" or \"none\", or \"jwt\" instead";
-const SCRAM_BESIDE_JWT: &str = "a client that signs in by scram could not bring a context, for SET pgtenant.token is \
-                                not built in this version; remove \"scram\", or use tenancy = \"optional\" or \"none\"";
-
 fn jwt(section: &Section<'_, '_>, is_needed: bool) -> Option<Jwt> {
     let leeway = or(section.get("leeway").map(|i| i.duration(Duration::ZERO, 60 * SECOND)), 5 * SECOND);
     let list = section.get("issuers");
@@ -221,7 +224,7 @@ fn jwt(section: &Section<'_, '_>, is_needed: bool) -> Option<Jwt> {
     if is_needed && entries.is_empty() {
         section.note_at(
             "issuers",
-            "is missing: a role signs in by jwt; say whose tokens are accepted, as [[jwt.issuers]]",
+            "is missing: a role needs tokens; say whose tokens are accepted, as [[jwt.issuers]]",
         );
     }
     let mut named = BTreeSet::new();
@@ -242,7 +245,6 @@ fn jwt(section: &Section<'_, '_>, is_needed: bool) -> Option<Jwt> {
 }
 
 fn issuer(section: &Section<'_, '_>) -> Option<Issuer> {
-    section.not_built("jwks_url", "save the JWKS as a file and use jwks_file");
     let issuer = section.require("issuer", "the exact iss of its tokens").and_then(|i| i.text());
     let audience = section.require("audience", "what its tokens' aud must contain, such as [\"pgtenant\"]");
     let audience = audience.and_then(|item| {
@@ -265,17 +267,21 @@ fn issuer(section: &Section<'_, '_>) -> Option<Issuer> {
         Some(algorithms).filter(|algorithms| !algorithms.is_empty())
     });
     let keys = keys(section, algorithms.as_deref());
-    Some(Issuer { issuer: issuer?, audience: audience?, algorithms: algorithms?, keys: keys? })
+    let oauth_scope = or(section.get("oauth_scope").map(|i| i.text()), "openid".to_owned());
+    Some(Issuer { issuer: issuer?, audience: audience?, algorithms: algorithms?, oauth_scope, keys: keys? })
 }
 
 /// `algorithms` is none when they are wrong themselves; then only the keys are looked at.
 fn keys(section: &Section<'_, '_>, algorithms: Option<&[String]>) -> Option<KeySource> {
     let (secret, key_file, jwks_file) =
         (section.get("secret"), section.get("key_file"), section.get("jwks_file"));
-    let has_url = section.get("jwks_url").is_some();
+    let (jwks_url, jwks_ca) = (section.get("jwks_url"), section.get("jwks_ca"));
+    if let (Some(ca), None) = (&jwks_ca, &jwks_url) {
+        ca.note("is of no use without jwks_url; remove it");
+    }
     let is_hs256 = algorithms.is_some_and(|list| list.iter().any(|algorithm| algorithm == "HS256"));
-    match (secret, key_file, jwks_file) {
-        (Some(secret), None, None) => {
+    match (secret, key_file, jwks_file, jwks_url) {
+        (Some(secret), None, None, None) => {
             if algorithms.is_some_and(|list| list.iter().any(|algorithm| algorithm != "HS256")) {
                 secret.note("a shared secret goes with algorithms = [\"HS256\"] and no other");
             }
@@ -286,24 +292,60 @@ fn keys(section: &Section<'_, '_>, algorithms: Option<&[String]>) -> Option<KeyS
             }
             Some(KeySource::Secret(secret))
         }
-        (None, Some(file), None) => {
+        (None, Some(file), None, None) => {
             refuse_hs256(&file, is_hs256);
             if algorithms.is_some_and(|list| list.len() > 1) {
                 file.note("one key has one algorithm; name just that one in algorithms");
             }
             Some(KeySource::KeyFile(file.file()?))
         }
-        (None, None, Some(file)) => {
+        (None, None, Some(file), None) => {
             refuse_hs256(&file, is_hs256);
             Some(KeySource::JwksFile(file.file()?))
         }
-        // Its own mistake says what to use instead.
-        (None, None, None) if has_url => None,
+        (None, None, None, Some(url)) => {
+            refuse_hs256(&url, is_hs256);
+            let ca = jwks_ca.map(|ca| ca.file());
+            let read = jwks_url_of(&url);
+            Some(KeySource::JwksUrl(JwksUrl { ca: ca.map_or(Some(None), |ca| ca.map(Some))?, ..read? }))
+        }
         _ => {
-            section.note("must have exactly one of jwks_file, key_file and secret");
+            section.note("must have exactly one of jwks_url, jwks_file, key_file and secret");
             None
         }
     }
+}
+
+/// `https://host[:port]/path[?query]`: nothing that could be read in two ways.
+fn jwks_url_of(item: &Item<'_, '_>) -> Option<JwksUrl> {
+    const FORM: &str = "must look like \"https://login.example.com/.well-known/jwks.json\"";
+    let text = item.text()?;
+    let Some(rest) = text.strip_prefix("https://") else {
+        item.note(format!("{FORM}; keys that come in clear could be anyone's"));
+        return None;
+    };
+    let path = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(path);
+    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => (address, port),
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => Some(443),
+        None => None,
+        Some(port) => port.parse().ok().filter(|port| *port > 0),
+    };
+    let is_plain = |c: char| {
+        c.is_ascii_graphic() && !matches!(c, '#' | '"' | '<' | '>' | '\\' | '^' | '`' | '{' | '|' | '}')
+    };
+    let is_host =
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'));
+    let (Some(port), true, true) = (port, is_host, path.starts_with('/') && path.chars().all(is_plain))
+    else {
+        item.note(FORM);
+        return None;
+    };
+    Some(JwksUrl { host: host.to_owned(), port, path: path.to_owned(), ca: None })
 }
 
 /// A public key taken for a shared secret would let anyone who knows it mint tokens.

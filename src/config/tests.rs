@@ -80,7 +80,6 @@ fn what_is_not_built_is_named_and_never_ignored() {
             "server = \"main\"\npool.per_organization = 3",
             "databases.other.pool.per_organization",
         ),
-        ("[roles.other]", "sign_in = [\"oauth\"]", "roles.other.sign_in"),
         ("[context.settings]", "\"a.b\" = \"$claims\"", "context.settings"),
         ("[limits]", "queries_per_second = 0", "limits"),
         ("[budget]", "objective = 0.999", "budget.objective"),
@@ -92,8 +91,6 @@ fn what_is_not_built_is_named_and_never_ignored() {
             "{key}: {said}"
         );
     }
-    let said = refused(&SMALL.replace("secret = { env = \"TOKEN_SECRET\" }", "jwks_url = \"https://x/\""));
-    assert!(said.contains("jwt.issuers.jwks_url: is not built in this version"), "{said}");
     assert!(read_text(&format!("{SMALL}[budget]\nslow_log = false\n[listen]\nunix = []\n")).is_ok());
 }
 
@@ -116,11 +113,14 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
 fn what_does_not_agree_is_said() {
     for (from, to, complaint) in [
         ("server = \"main\"", "server = \"mian\"", "there is no [servers.mian]"),
-        ("sign_in = [\"jwt\"]", "sign_in = []", "must name \"jwt\" or \"scram\""),
+        ("sign_in = [\"jwt\"]", "sign_in = []", "must name \"jwt\", \"oauth\" or \"scram\""),
         ("sign_in = [\"jwt\"]", "sign_in = [\"scram\"]", "roles.app.password: is missing"),
-        ("sign_in = [\"jwt\"]", "sign_in = [\"scram\"]", "SET pgtenant.token, which is not built"),
         ("algorithms = [\"HS256\"]", "algorithms = [\"RS256\"]", "a shared secret goes with"),
-        ("secret = { env = \"TOKEN_SECRET\" }", "", "exactly one of jwks_file, key_file and secret"),
+        (
+            "secret = { env = \"TOKEN_SECRET\" }",
+            "",
+            "exactly one of jwks_url, jwks_file, key_file and secret",
+        ),
         ("secret = { env = \"TOKEN_SECRET\" }", "jwks_file = \"k\"", "HS256 needs secret"),
         ("audience = [\"pgtenant\"]", "audience = []", "at least one audience"),
         ("[databases.app]", "[databases.pgtenant]", "kept for the console"),
@@ -198,10 +198,9 @@ fn what_no_role_needs_may_be_left_out() {
 }
 
 #[test]
-fn scram_agrees_with_password_and_tenancy() {
+fn scram_agrees_with_password() {
     let both = SMALL.replace("[\"jwt\"]", "[\"jwt\", \"scram\"]\npassword = { env = \"P\" }");
-    only(&both, "roles.app.sign_in", Some(7), "could not bring a context");
-    assert!(read_text(&both.replace("\npassword", "\ntenancy = \"optional\"\npassword")).is_ok());
+    assert!(read_text(&both).is_ok());
     let useless = SMALL.replace("[\"jwt\"]", "[\"jwt\"]\npassword = { env = \"P\" }");
     only(&useless, "roles.app.password", Some(8), "of no use without");
 }
@@ -223,6 +222,45 @@ fn issuers_do_not_share_a_name_and_keys_fit_their_algorithms() {
     );
     assert!(with("\"RS256\", \"ES256\"").unwrap_err().to_string().contains("one key has one algorithm"));
     assert!(with("\"HS256\"").unwrap_err().to_string().contains("HS256 needs secret"));
+}
+
+#[test]
+fn keys_are_fetched_by_https_alone() {
+    let with = |url: &str| {
+        SMALL
+            .replace("secret = { env = \"TOKEN_SECRET\" }", &format!("jwks_url = {url:?}"))
+            .replace("HS256", "ES256")
+    };
+    for (url, host, port, path) in [
+        ("https://login.example.com/jwks.json", "login.example.com", 443, "/jwks.json"),
+        ("https://127.0.0.1:8443/a?b=c", "127.0.0.1", 8443, "/a?b=c"),
+        ("https://[::1]:8443/", "::1", 8443, "/"),
+        ("https://[::1]/", "::1", 443, "/"),
+    ] {
+        let config = read_text(&with(url)).unwrap();
+        let KeySource::JwksUrl(read) = &config.jwt.issuers[0].keys else { panic!("no URL") };
+        assert_eq!((read.host.as_str(), read.port, read.path.as_str()), (host, port, path));
+        assert_eq!(read.to_string(), url);
+    }
+    for url in [
+        "http://login.example.com/jwks.json",
+        "https://",
+        "https:///jwks",
+        "https://login.example.com",
+        "https://user@login.example.com/",
+        "https://login.example.com:0/",
+        "https://login.example.com:99999/",
+        "https://login.example.com/#x",
+        "https://login.example.com/a b",
+        "https://login.example.com/\r\nHost: other",
+    ] {
+        assert!(refused(&with(url)).contains("jwt.issuers.jwks_url: must look like"), "{url}");
+    }
+    assert!(refused(&with("https://x/").replace("ES256", "HS256")).contains("HS256 needs secret"));
+    assert!(
+        refused(&SMALL.replace("secret =", "jwks_ca = \"ca\"\nsecret ="))
+            .contains("of no use without jwks_url")
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod dial;
 pub mod end_point;
+pub mod https;
 pub mod listen;
 pub mod stream;
 pub mod tls;

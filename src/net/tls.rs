@@ -116,8 +116,8 @@ pub fn connector(server: &Server) -> Result<Option<ClientConfig>, TlsError> {
         .map_err(|e| error(Path::new("TLS"), e.to_string()))?;
     let verifier: Arc<dyn ServerCertVerifier> = match verify {
         Verify::Nothing => Arc::new(Unverified(provider)),
-        Verify::Chain => Arc::new(ChainOnly(web_pki(server, provider)?)),
-        Verify::ChainAndName => web_pki(server, provider)?,
+        Verify::Chain => Arc::new(ChainOnly(web_pki(server.ca.as_deref(), provider)?)),
+        Verify::ChainAndName => web_pki(server.ca.as_deref(), provider)?,
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match &server.identity {
@@ -136,9 +136,25 @@ enum Verify {
     ChainAndName,
 }
 
-fn web_pki(server: &Server, provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
-    let origin = server.ca.clone().unwrap_or_else(|| PathBuf::from("the system's root certificates"));
-    let roots = match &server.ca {
+/// What an HTTPS server must show: a certificate of its name, from one of the roots in `ca`, or of the system's.
+///
+/// # Errors
+/// A bundle that cannot be read, or no roots at all.
+pub fn https(ca: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let provider = provider();
+    let verifier = web_pki(ca, provider.clone())?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| error(Path::new("TLS"), e.to_string()))?
+        .with_webpki_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn web_pki(ca: Option<&Path>, provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    let origin = ca.unwrap_or(Path::new("the system's root certificates")).to_owned();
+    let roots = match ca {
         Some(file) => roots(file)?,
         None => {
             let mut roots = RootCertStore::empty();

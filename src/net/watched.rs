@@ -9,9 +9,9 @@ use aws_lc_rs::digest::{Context, SHA256};
 use super::tls::TlsError;
 
 /// A value made of files.
-pub struct Watched<T> {
+pub struct Watched<T, E = TlsError> {
     files: Vec<PathBuf>,
-    make: Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>,
+    make: Box<dyn Fn() -> Result<T, E> + Send + Sync>,
     current: ArcSwap<T>,
     seen: Mutex<Seen>,
 }
@@ -32,7 +32,7 @@ pub enum Outcome {
     /// The value was made anew.
     Renewed,
     /// They hold what no value can be made of: the old one stays. Told once for the same content.
-    Kept(TlsError),
+    Kept(String),
 }
 
 /// Something whose files can be looked at.
@@ -42,15 +42,15 @@ pub trait Watch: Send + Sync {
     fn look(&self) -> Outcome;
 }
 
-impl<T> Watched<T> {
+impl<T, E> Watched<T, E> {
     /// Makes the value for the first time.
     ///
     /// # Errors
     /// The files are not what they should be.
     pub fn new(
         files: Vec<PathBuf>,
-        make: impl Fn() -> Result<T, TlsError> + Send + Sync + 'static,
-    ) -> Result<Self, TlsError> {
+        make: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
         // Read before the value is made: a change in between is noticed by the first look.
         let tried = fingerprint(&files);
         let current = ArcSwap::from_pointee(make()?);
@@ -64,7 +64,7 @@ impl<T> Watched<T> {
     }
 }
 
-impl<T: Send + Sync> Watch for Watched<T> {
+impl<T: Send + Sync, E: std::fmt::Display> Watch for Watched<T, E> {
     fn look(&self) -> Outcome {
         let now = fingerprint(&self.files);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,7 +79,7 @@ impl<T: Send + Sync> Watch for Watched<T> {
                 self.current.store(Arc::new(value));
                 Outcome::Renewed
             }
-            Err(error) => Outcome::Kept(error),
+            Err(error) => Outcome::Kept(error.to_string()),
         }
     }
 }
@@ -119,7 +119,7 @@ mod tests {
         let look = || match watched.look() {
             Outcome::Unchanged => "unchanged".to_owned(),
             Outcome::Renewed => watched.current().to_string(),
-            Outcome::Kept(error) => error.to_string(),
+            Outcome::Kept(error) => error,
         };
         let after = |content: &str| {
             std::fs::write(&file, content).unwrap();

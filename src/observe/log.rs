@@ -4,6 +4,10 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+/// Target of the lines that security is about: who was refused what, from where, and why. Their field `event` says which:
+/// `sign_in_refused`, `token_refused`, `seal_refused`, `connection_refused`.
+pub const SECURITY: &str = "pgtenant::security";
+
 /// Starts logging. `PGTENANT_LOG` takes a level (`debug`) or targets (`pgtenant::pool=debug`); the default is `info`.
 ///
 /// Secrets cannot reach it: their types print a placeholder.

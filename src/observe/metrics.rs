@@ -60,6 +60,11 @@ fn describe() {
         "Seals that the database refused; the server was closed."
     );
     describe_counter!("pgtenant_sign_ins_total", "Clients' sign-ins by result.");
+    describe_counter!(
+        "pgtenant_jwks_refreshes_total",
+        "Fetches of an issuer's JWK Set by result: ok, failed (no answer, or another), unusable (no usable key)."
+    );
+    describe_gauge!("pgtenant_jwks_age_seconds", "Since an issuer's JWK Set was last fetched with success.");
     describe_gauge!("pgtenant_budget_seconds", "The latency that every query must stay within.");
     describe_gauge!("pgtenant_build_info", "Constant 1, labelled with the version.");
 }

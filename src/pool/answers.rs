@@ -30,6 +30,8 @@ pub struct Heard {
     pub settings: Vec<(String, String)>,
     /// Settings as PostgreSQL reported them while binding.
     pub bound_settings: Vec<(String, String)>,
+    /// Something of the client's failed, by PostgreSQL's will or the proxy's.
+    pub failed: bool,
     /// SQLSTATEs of errors that passed.
     pub errors: Vec<String>,
     /// SET was answered this often.
@@ -53,6 +55,7 @@ pub struct Heard {
 impl Heard {
     fn clear(&mut self) {
         self.readies = 0;
+        self.failed = false;
         self.bound = false;
         self.settings.clear();
         self.bound_settings.clear();
@@ -77,6 +80,7 @@ impl Heard {
         statement: Option<u64>,
         state: &mut LeaseState,
     ) {
+        self.failed = true;
         self.fatal |= is_fatal;
         state.is_doomed |= is_fatal;
         // A statement that the server lost (DEALLOCATE inside a function).
@@ -153,6 +157,7 @@ impl BoundServer {
                 Some(_) => {
                     let (_, ledger, state, _) = self.parts();
                     let verdict = ledger.refuse(&mut heard.skipped);
+                    heard.failed = true;
                     state.lose_unnamed(ledger);
                     verdict
                 }
@@ -211,6 +216,7 @@ impl BoundServer {
             match said {
                 Said::ParseComplete { .. } => speak::parse_complete(to_client),
                 Said::CloseComplete { .. } => speak::close_complete(to_client),
+                Said::Own(answer) => to_client.extend_from_slice(&answer),
             }
         }
         true
@@ -228,7 +234,7 @@ impl BoundServer {
             true => &incoming.filled()[state.run..][HEADER..header.frame()],
             false => &[],
         };
-        let own = if ledger.is_binding() { Verdict::Swallow } else { Verdict::Pass };
+        let own = if ledger.is_binding() || ledger.is_rebinding() { Verdict::Swallow } else { Verdict::Pass };
         match header.tag {
             tag::DATA_ROW | tag::COPY_DATA | tag::COPY_DONE | tag::NOTICE_RESPONSE => Ok(own),
             tag::PARAMETER_DESCRIPTION if ledger.is_own_describe() => Ok(Verdict::Swallow),

@@ -42,6 +42,11 @@ pub enum Due {
     Unnamed,
     /// A Parse or Close of a name of the proxy's own: its answer is swallowed.
     Aside,
+    /// A step towards another context within a transaction: its answer is swallowed.
+    TowardsRebind,
+    /// The execution that puts the server under another context within a transaction: a row is swallowed, and the client
+    /// gets this in place of its CommandComplete.
+    Rebind(Box<[u8]>),
     /// A client's Parse that passed as it is: ParseComplete.
     ParseAsIs,
     /// Bind: BindComplete. Of which shared statement, if it is of one.
@@ -110,6 +115,7 @@ impl Due {
             // What it executes was parsed before, under the same eyes.
             Due::Bind(_) | Due::Describe(_) | Due::Verify(..) | Due::Execute(_) => true,
             Due::Binding | Due::Switch(_) | Due::Sync | Due::Close | Due::CloseUnnamed | Due::Said(_) => true,
+            Due::TowardsRebind | Due::Rebind(_) => true,
             Due::ParseUnnamed(None)
             | Due::ParseAgain { .. }
             | Due::ParseAsIs
@@ -137,6 +143,7 @@ impl Due {
     pub(super) fn text_length(&self) -> usize {
         match self {
             Due::ParseUnnamed(Some(text)) => text.len(),
+            Due::Said(Said::Own(answer)) | Due::Rebind(answer) => answer.len(),
             Due::Parse { statement, .. }
             | Due::Ensure(statement)
             | Due::Said(Said::CloseComplete { closed: Some((_, statement)) }) => {
@@ -225,6 +232,8 @@ pub enum Said {
         /// The client's name, taken back if the message turns out to be skipped.
         name: Box<[u8]>,
     },
+    /// What has no name that a server could know.
+    Own(Box<[u8]>),
     /// A statement's Close stays in the proxy, where its name lives.
     CloseComplete {
         /// What the client closed, put back if the message turns out to be skipped.

@@ -3,13 +3,34 @@
 
 use std::collections::BTreeSet;
 
+use super::due::Due;
 use super::ledger::TransactionOver;
 use super::server::{BoundServer, TermsDigest, Unclean};
+use crate::tenancy::seal::SealedContext;
 use crate::tenancy::settings::Settings;
 use crate::tenancy::statements;
 use crate::wire::{message, tag};
 
 impl BoundServer {
+    /// Queues what puts it under another context, or none, within its client's transaction.
+    pub(super) fn put_under(&mut self, bound: Option<(&SealedContext, &str)>, is_local: bool, answer: &[u8]) {
+        let (seal, payload) = bound.map_or(("", ""), |(sealed, payload)| (sealed.text(), payload));
+        statements::put_under(seal, payload, is_local, self.outgoing());
+        // Close twice, Parse, Bind; and the execution.
+        (0..4).for_each(|_| self.owe(Due::TowardsRebind));
+        self.owe(Due::Rebind(answer.into()));
+    }
+
+    /// The seal that its session has. The transaction must be over, and is over afterwards. `None` if PostgreSQL refuses
+    /// to tell.
+    ///
+    /// # Errors
+    /// The server did not answer and must be closed.
+    pub async fn seal(&mut self, over: &TransactionOver) -> Result<Option<String>, Unclean> {
+        let found = self.settings(over, &BTreeSet::from([SEAL.to_owned()])).await?;
+        Ok(found.map(|mut found| found.remove(SEAL).unwrap_or_default()))
+    }
+
     /// The settings that were changed in this session and hold on, those of `names` among them, which PostgreSQL does
     /// not list by itself. `None` if it refuses to tell: the client's own `statement_timeout` may be too short for it.
     /// The transaction must be over, and is over afterwards.
@@ -44,6 +65,9 @@ impl BoundServer {
         self.redefine(digest);
     }
 }
+
+/// The setting that the seal is in.
+const SEAL: &str = "pgtenant.seal";
 
 fn unhex(text: &str) -> Option<String> {
     if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {

@@ -268,7 +268,7 @@ impl Pool {
         let server = state.idle.remove(index);
         let needs_clean = match &server {
             Idle::Used(used) => !used.serves(terms.digest(), now) && !used.may_switch(terms),
-            Idle::Clean(..) => true,
+            Idle::Clean(clean, _) => clean.was_needed(terms),
         };
         if needs_clean {
             state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
@@ -307,12 +307,39 @@ impl Pool {
         Ok(())
     }
 
+    /// Puts a server under another context, or none, within a transaction; with `is_local` until that ends. `answer` is what
+    /// the client gets for it. Returns the seal, by which the context can be known again.
+    ///
+    /// # Errors
+    /// There is no key to seal with.
+    pub fn put_under(
+        &self,
+        server: &mut BoundServer,
+        context: Option<&TenantContext>,
+        is_local: bool,
+        answer: &[u8],
+    ) -> Result<String, Report> {
+        let sealed = self.seal_context(server.pid(), context)?;
+        let bound = sealed.as_ref().map(|(sealed, context)| (sealed, context.payload()));
+        self.settings.metrics.bound.increment(1);
+        server.put_under(bound, is_local, answer);
+        Ok(sealed.map_or_else(String::new, |(sealed, _)| sealed.text().to_owned()))
+    }
+
     fn seal<'t>(
         &self,
         pid: ServerPid,
         terms: &'t Terms,
     ) -> Result<Option<(SealedContext, &'t TenantContext)>, Report> {
-        match (terms.context(), &self.settings.sealer) {
+        self.seal_context(pid, terms.context())
+    }
+
+    fn seal_context<'t>(
+        &self,
+        pid: ServerPid,
+        context: Option<&'t TenantContext>,
+    ) -> Result<Option<(SealedContext, &'t TenantContext)>, Report> {
+        match (context, &self.settings.sealer) {
             (None, _) => Ok(None),
             (Some(context), Some(sealer)) => {
                 Ok(Some((sealer.seal(context, pid, SystemTime::now()), context)))

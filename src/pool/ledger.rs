@@ -321,6 +321,10 @@ impl Ledger {
             | Due::ParseUnnamed(_)
             | Due::Ensure(_) => kind == tag::PARSE_COMPLETE,
             Due::Unnamed | Due::Aside => matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE),
+            Due::TowardsRebind => {
+                matches!(kind, tag::PARSE_COMPLETE | tag::CLOSE_COMPLETE | tag::BIND_COMPLETE)
+            }
+            Due::Rebind(_) => kind == tag::COMMAND_COMPLETE,
             Due::Bind(_) => kind == tag::BIND_COMPLETE,
             Due::Describe(_) | Due::Verify(..) => matches!(kind, tag::ROW_DESCRIPTION | tag::NO_DATA),
             Due::Execute(_) => {
@@ -335,7 +339,14 @@ impl Ledger {
         self.has_settled_unnamed |= front.settles_unnamed();
         Ok(match self.pop() {
             Some(Due::Ensure(statement)) => (Verdict::Swallow, Some(statement)),
-            Some(Due::Unnamed | Due::Aside | Due::Verify(..)) => (Verdict::Swallow, None),
+            Some(Due::Unnamed | Due::Aside | Due::Verify(..) | Due::TowardsRebind) => {
+                (Verdict::Swallow, None)
+            }
+            Some(Due::Rebind(answer)) => {
+                self.texts += answer.len();
+                self.due.push_front(Due::Said(Said::Own(answer)));
+                (Verdict::Swallow, None)
+            }
             Some(Due::Parse { statement, .. }) => (Verdict::Pass, Some(statement)),
             Some(Due::ParseUnnamed(text)) => {
                 self.unnamed = Some(text);
@@ -392,16 +403,6 @@ impl Ledger {
     /// Whether the last error left it open which unnamed statement the server has.
     pub fn has_lost_unnamed(&self) -> bool {
         self.has_lost_unnamed
-    }
-
-    /// Everything that could come has come.
-    pub fn has_settled(&mut self) {
-        self.strays = 0;
-    }
-
-    /// Whether more ReadyForQuery may come than are due: the server must not serve anyone else.
-    pub fn has_strays(&self) -> bool {
-        self.strays > 0
     }
 
     /// An ErrorResponse arrived: in the extended protocol the server skips everything up to the next Sync, a Query

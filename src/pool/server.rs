@@ -361,12 +361,19 @@ impl BoundServer {
         sealed: Option<(&SealedContext, &TenantContext)>,
         settings: &Settings,
     ) {
-        let bound = sealed.map(|(sealed, context)| (sealed, context.payload()));
+        let bound = sealed.map(|(sealed, context)| (sealed.text(), context.payload()));
+        // Where the client has no context (any more), none may be left of what it had, whichever way it got that.
+        let bound = bound.or(Some(("", "")));
         if statements::rebind(bound, settings, &mut self.core.outgoing) {
             self.core.ledger.push(Due::Binding);
         }
         self.state.has_reset = false;
         self.lapse = sealed.map(|(sealed, _)| sealed.lapse());
+    }
+
+    /// Its client has another context from now on.
+    pub fn is_to_be_bound_anew(&mut self) {
+        self.state.has_reset = true;
     }
 
     /// After a COPY that failed, more answers may come than are due. Waits until they have, for the client that keeps

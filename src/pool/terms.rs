@@ -49,6 +49,17 @@ impl Terms {
         Self::new(self.context.clone(), Arc::new(settings))
     }
 
+    /// The same settings under another context, or none.
+    #[must_use]
+    pub fn with_context(&self, context: Option<Arc<TenantContext>>) -> Self {
+        Self::new(context, self.settings.clone())
+    }
+
+    /// The context, to be kept.
+    pub fn shared_context(&self) -> Option<&Arc<TenantContext>> {
+        self.context.as_ref()
+    }
+
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use super::ServeError;
+use super::jwks;
 use super::keeper::Pools;
 use super::renewal::Watches;
 use crate::admin::http::Endpoints;
 use crate::auth::scram::Verifier;
 use crate::auth::token::Keys;
-use crate::config::{Config, Tenancy};
+use crate::config::{Config, KeySource, Tenancy};
 use crate::net::dial::Dialer;
 use crate::net::tls::{self, TlsError};
 use crate::net::watched::{Watch, Watched};
@@ -36,13 +37,16 @@ pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
     let mut watches = Watches::new();
     let pools = pools(config, &mut watches)?;
     let gate = gate(config, pools.by_name(), &mut watches)?;
-    let (published, checked, watched) = (pools.clone(), pools.clone(), gate.clone());
+    let (published, checked, watched, fetched) = (pools.clone(), pools.clone(), gate.clone(), gate.clone());
     let endpoints = Endpoints {
         metrics,
-        publish: Box::new(move || published.publish()),
+        publish: Box::new(move || {
+            published.publish();
+            jwks::publish(&fetched.settings.keys);
+        }),
         unready: Box::new(move || match watched.is_draining() {
             true => vec!["draining: pgtenant is shutting down".to_owned()],
-            false => checked.troubles(),
+            false => [checked.troubles(), jwks::troubles(&watched.settings.keys)].concat(),
         }),
     };
     Ok(Assembled { gate, pools, endpoints, watches })
@@ -93,6 +97,15 @@ fn gate(
     watches: &mut Watches,
 ) -> Result<Arc<Gate>, ServeError> {
     let keys = Keys::load(&config.jwt).map_err(|e| ServeError::Configuration(e.to_string()))?;
+    let keys = Arc::new(keys);
+    for (index, issuer) in config.jwt.issuers.iter().enumerate() {
+        if let KeySource::JwksFile(file) | KeySource::KeyFile(file) = &issuer.keys {
+            let (reloaded, key) = (keys.clone(), format!("jwt.issuers \"{}\"", issuer.issuer));
+            let watched = Watched::new(vec![file.clone()], move || reloaded.reload(index));
+            let watched = watched.map_err(|e| ServeError::Configuration(e.to_string()))?;
+            watches.push((key, Arc::new(watched)));
+        }
+    }
     let acceptor = match &config.listen.tls {
         Some(tls) => {
             let shown = Arc::new(tls::watched_acceptor(tls).map_err(|e| unusable("listen.tls", &e))?);
@@ -112,6 +125,7 @@ fn gate(
         tls: acceptor,
         tls_required: config.listen.tls.as_ref().is_some_and(|tls| tls.require),
         sign_in_timeout: config.listen.sign_in_timeout,
+        failed_sign_in_delay: config.listen.failed_sign_in_delay,
         max_clients: config.listen.max_clients,
         databases: config.databases.clone(),
         roles: config.roles.clone(),

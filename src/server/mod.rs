@@ -1,6 +1,7 @@
 //! Assembly: from a configuration to a running proxy, and its orderly end.
 
 mod assemble;
+mod jwks;
 mod keeper;
 mod renewal;
 mod shards;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::admin::http::{self, Endpoints};
+use crate::auth::token::Keys;
 use crate::config::{Config, Listen};
 use crate::net::listen::{Listener, socket_path};
 use crate::session::Gate;
@@ -62,6 +64,7 @@ impl Proxy {
     /// See [`ServeError`].
     pub async fn bind(config: &Config) -> Result<Self, ServeError> {
         let assembled = assemble::assemble(config)?;
+        jwks::fetch_all(&assembled.gate.settings.keys).await;
         let listeners = listen(&config.listen)?;
         let http = match config.admin_http {
             Some(address) => Some(TcpListener::bind(address).await.map_err(|e| cannot_listen(&address, &e))?),
@@ -97,6 +100,11 @@ impl Proxy {
         let http = self.http.map(|listener| tokio::spawn(http::serve(listener, self.endpoints.clone())));
         let keeper = tokio::spawn(keeper::keep(self.pools.clone(), self.endpoints.metrics.clone()));
         let renewal = tokio::spawn(renewal::watch(self.watches));
+        let keys = &self.gate.settings.keys;
+        let fresh = jwks::sources(keys)
+            .into_iter()
+            .map(|(index, url)| tokio::spawn(jwks::keep_fresh(keys.clone(), index, url)))
+            .collect::<Vec<_>>();
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
@@ -111,6 +119,7 @@ impl Proxy {
         shutdown::drain(&self.gate, SHUTDOWN_GRACE).await;
         keeper.abort();
         renewal.abort();
+        fresh.iter().for_each(tokio::task::JoinHandle::abort);
         self.pools.close();
         if let Some(http) = http {
             http.abort();
@@ -118,6 +127,15 @@ impl Proxy {
         announce("stopped");
         Ok(())
     }
+}
+
+/// Fetches the keys of every issuer that publishes them by HTTPS. Why they could not be fetched, by issuer.
+pub async fn fetch_keys(keys: &Arc<Keys>) -> Vec<(String, String)> {
+    jwks::fetch_all(keys).await;
+    let issuers = keys.issuers().enumerate();
+    let troubles =
+        issuers.filter_map(|(index, issuer)| Some((issuer.issuer.clone(), keys.freshness(index)?.trouble?)));
+    troubles.collect()
 }
 
 /// Waits for SIGTERM or SIGINT; a second one ends the process at once.

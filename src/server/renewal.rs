@@ -1,4 +1,4 @@
-//! Certificates are made anew when their files change, by whichever way: nobody who is connected notices.
+//! Certificates and keys are made anew when their files change, by whichever way: nobody who is connected notices.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +25,12 @@ pub(super) async fn watch(watches: Watches) {
             let Ok(outcome) = tokio::task::spawn_blocking(move || watch.look()).await else { continue };
             match outcome {
                 Outcome::Unchanged => {}
-                Outcome::Renewed => tracing::info!(key, "certificates were loaded anew"),
+                Outcome::Renewed => tracing::info!(key, "files were loaded anew"),
                 Outcome::Kept(error) => {
                     tracing::warn!(
                         key,
                         reason = %error,
-                        "changed certificates cannot be used; the former ones stay in use"
+                        "changed files cannot be used; the former ones stay in use"
                     );
                 }
             }

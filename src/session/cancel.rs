@@ -39,6 +39,10 @@ struct Running {
     target: Option<(Arc<Pool>, Arc<CancelKey>)>,
     /// A cancel request is on its way to the target. One is enough: another would strike the same query.
     in_flight: bool,
+    /// The target does the proxy's own work: nothing of the client's is there to be cancelled yet.
+    is_binding: bool,
+    /// A request came meanwhile.
+    is_wanted: bool,
     /// A request was given up on its way: it may still strike whatever the server does next.
     in_doubt: bool,
 }
@@ -77,15 +81,8 @@ impl Cancels {
         let handle = self.lock().get(key).cloned();
         let Some(in_flight) = handle.and_then(InFlight::begin) else { return };
         // On its own: whoever asked may not wait, but the request must not be forgotten on its way.
-        let sent = tokio::spawn(async move {
-            let (pool, server) = &in_flight.target;
-            match pool.dialer().cancel(server).await {
-                Ok(()) => in_flight.settle(),
-                Err(error) => tracing::warn!(reason = %error, "a cancel request was not delivered"),
-            }
-        });
         // It panics never, and is not aborted but with the process.
-        let _ = sent.await;
+        let _ = tokio::spawn(in_flight.send()).await;
     }
 
     /// Wakes every client, to see that the house is closing.
@@ -125,6 +122,10 @@ impl InFlight {
             if running.in_flight {
                 return None;
             }
+            if running.is_binding {
+                running.is_wanted = true;
+                return None;
+            }
             let target = running.target.clone()?;
             running.in_flight = true;
             target
@@ -132,9 +133,13 @@ impl InFlight {
         Some(Self { handle, target, is_settled: false })
     }
 
-    /// PostgreSQL has dealt with it.
-    fn settle(mut self) {
-        self.is_settled = true;
+    async fn send(mut self) {
+        let (pool, server) = &self.target;
+        match pool.dialer().cancel(server).await {
+            // PostgreSQL has dealt with it.
+            Ok(()) => self.is_settled = true,
+            Err(error) => tracing::warn!(reason = %error, "a cancel request was not delivered"),
+        }
     }
 }
 
@@ -150,9 +155,23 @@ impl Drop for InFlight {
 }
 
 impl ClientHandle {
-    /// From now on a cancel request goes to this server.
-    pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>) {
-        self.lock().target = Some((pool.clone(), server.clone()));
+    /// From now on a cancel request goes to this server; while that `is_binding`, as soon as it has done so.
+    pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
+        let mut running = self.lock();
+        running.target = Some((pool.clone(), server.clone()));
+        running.is_binding = is_binding;
+    }
+
+    /// What the client sent runs from now on, and a request that came early is sent on.
+    pub fn is_bound(self: &Arc<Self>) {
+        let is_wanted = {
+            let mut running = self.lock();
+            running.is_binding = false;
+            std::mem::take(&mut running.is_wanted)
+        };
+        if is_wanted && let Some(in_flight) = InFlight::begin(self.clone()) {
+            tokio::spawn(in_flight.send());
+        }
     }
 
     /// From now on there is nothing to cancel. Waits for requests that are on their way to the server: it must not
@@ -164,6 +183,7 @@ impl ClientHandle {
             {
                 let mut running = self.lock();
                 running.target = None;
+                (running.is_binding, running.is_wanted) = (false, false);
                 if !running.in_flight {
                     return std::mem::take(&mut running.in_doubt);
                 }

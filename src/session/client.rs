@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use super::desk::Desk;
 use super::plain;
 use super::prepared::ClientStatements;
 use super::reported::Reported;
@@ -23,6 +24,8 @@ pub struct Client {
     pub statements: ClientStatements,
     /// What it knows of its settings.
     pub reported: Reported,
+    /// Where its tokens are judged.
+    pub desk: Desk,
     /// The server of its first batch could not be taken over, so the next one is cleaned in a step of its own.
     pub runs_again: bool,
 }
@@ -43,6 +46,6 @@ impl Client {
     pub fn is_plain_batch(&self, generation: u64) -> bool {
         self.has_standard_strings()
             && !self.runs_again
-            && self.requests.is_plain_batch(&self.incoming, &self.statements, generation)
+            && self.requests.is_plain_batch(self.incoming.filled(), &self.statements, generation)
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::cancel::Cancels;
+use super::throttle::Throttle;
 use crate::auth::scram::{Strangers, Verifier};
 use crate::auth::token::Keys;
 use crate::config::{Database, Role};
@@ -25,6 +26,8 @@ pub struct GateSettings {
     pub tls_required: bool,
     /// From the first byte to ReadyForQuery.
     pub sign_in_timeout: Duration,
+    /// What the first failed sign-in from an address costs.
+    pub failed_sign_in_delay: Duration,
     /// Clients at most.
     pub max_clients: usize,
     /// The databases by the name that clients use.
@@ -34,7 +37,7 @@ pub struct GateSettings {
     /// SCRAM verifiers of the roles that sign in so.
     pub verifiers: BTreeMap<String, Verifier>,
     /// Keys of the token issuers.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
     /// Where the context is in a token.
     pub mapping: Mapping,
     /// A pool for each database and role.
@@ -57,6 +60,8 @@ pub struct Gate {
     pub strangers: Strangers,
     /// Clients that are told at this moment that there is no room.
     pub turned_away: Semaphore,
+    /// Who failed to sign in lately, and from where.
+    pub throttle: Throttle,
     /// Passwords in clear that are hashed at the same time.
     pub hashing: Semaphore,
     draining: AtomicBool,
@@ -68,6 +73,7 @@ impl Gate {
     /// Opens for business.
     pub fn new(settings: GateSettings) -> Arc<Self> {
         Arc::new(Self {
+            throttle: Throttle::new(settings.failed_sign_in_delay),
             settings,
             cancels: Cancels::default(),
             strangers: Strangers::default(),

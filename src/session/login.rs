@@ -1,28 +1,31 @@
 //! Signing in: which database, as which role, and who it really is.
 
-mod scram;
+mod sasl;
 
 use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use zeroize::Zeroizing;
 
 use super::cancel::Cancels;
+use super::desk::{self, Desk, Refused};
 use super::farewell;
 use super::gate::Gate;
 use super::opening::Opening;
 use super::relay::{Parties, Relay};
 use super::reported::Reported;
+use super::throttle::Cost;
 use super::turn;
-use crate::auth::token::{self, MAX_TOKEN_BYTES, VerifiedClaims};
-use crate::config::{Role, Tenancy};
+use crate::auth::token::MAX_TOKEN_BYTES;
+use crate::config::Role;
 use crate::net::buffer::Buffer;
 use crate::net::listen::Peer;
 use crate::net::stream::Stream;
 use crate::net::tls::Shown;
+use crate::observe::log;
 use crate::observe::metrics::sign_in;
 use crate::pool::server::Shard;
 use crate::pool::{Pool, Terms, Unserved};
@@ -33,6 +36,7 @@ use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::{NEWEST_MINOR, StartupMessage};
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
+use sasl::Proof;
 
 /// A client that has said who it wants to be.
 pub struct Login {
@@ -75,6 +79,12 @@ impl From<Unserved> for Refusal {
     }
 }
 
+impl From<Refused> for Refusal {
+    fn from(Refused { report, detail }: Refused) -> Self {
+        Self::told(*report, "token_refused", detail)
+    }
+}
+
 impl From<Report> for Refusal {
     fn from(report: Report) -> Self {
         Self::told(report, "refused", "")
@@ -109,7 +119,25 @@ impl Login {
                 let Told { report, result, detail } = *told;
                 sign_in(result);
                 let (user, database) = (&self.message.user, &self.message.database);
-                tracing::info!(peer = %self.peer, user, database, reason = report.message.as_str(), detail, "a sign-in was refused");
+                let is_guess = matches!(result, "token_refused" | "wrong_password" | "unknown_role");
+                let Cost { failures, delay } = match is_guess {
+                    true => self.gate.throttle.failed(self.peer, Instant::now()),
+                    false => Cost { failures: 0, delay: Duration::ZERO },
+                };
+                tracing::info!(
+                    target: log::SECURITY,
+                    event = "sign_in_refused",
+                    peer = %self.peer,
+                    user,
+                    database,
+                    reason = report.message.as_str(),
+                    detail,
+                    failures,
+                    "a sign-in was refused"
+                );
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
+                }
                 farewell::fatal(self.stream, self.out, &report).await;
                 None
             }
@@ -123,22 +151,19 @@ impl Login {
         let (settings, wanted) = settings::from_startup(&self.message.parameters)?;
         let gate = self.gate.clone();
         let Some(role) = gate.settings.roles.get(&self.message.user) else {
-            return Err(self.unknown_user().await);
+            return Err(self.unknown_user(&wanted).await);
         };
         let context = self.authenticate(role, &wanted).await?;
         // Only now: which databases there are is nothing for strangers.
         let pool = self.destination()?;
-        if context.is_none() && role.tenancy == Tenancy::Required {
-            return Err(
-                Report::new(Sqlstate::INVALID_AUTHORIZATION, "this role needs a tenant context").into()
-            );
-        }
         let reported = pool.parameters(self.shard).await?;
         let settings = differing(settings, &reported);
-        let terms = Terms::new(context.map(Arc::new), Arc::new(settings));
+        let context = context.map(Arc::new);
+        let desk = Desk::new(gate.clone(), role.clone(), wanted, self.peer, context.clone());
+        let terms = Terms::new(context, Arc::new(settings));
         let parameters = self.tell_parameters(&pool, &terms, &reported).await?;
         let reported = Reported::at_sign_in(reported, &parameters);
-        Ok(SignedIn { role: role.clone(), pool, terms, parameters, reported })
+        Ok(SignedIn { role: role.clone(), pool, terms, parameters, reported, desk })
     }
 
     /// A client that asks for more than is spoken is told so, as by PostgreSQL 18 (documentation, 54.2.1 "Start-up").
@@ -179,24 +204,27 @@ impl Login {
 
     /// A user that is not configured is asked like others, and hears what they hear when they are wrong, as from
     /// PostgreSQL: who may sign in is nothing for strangers. The log says what is the matter.
-    async fn unknown_user(&mut self) -> Refusal {
+    async fn unknown_user(&mut self, wanted: &Wanted) -> Refusal {
         let gate = self.gate.clone();
-        let refusal = if gate.settings.verifiers.is_empty() {
-            // Nobody signs in here but by token; whoever has a good one may know.
-            let message = format!("user \"{}\" is not configured in pgtenant", self.message.user);
-            let asked = self.clear_password().await;
-            match asked.and_then(|secret| self.verified(&secret)) {
-                Ok(_) => Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
-                    .hint("Add it under [roles], or use a configured user in the connection string.")
-                    .into(),
+        let message = format!("user \"{}\" is not configured in pgtenant", self.message.user);
+        // Whoever has a good token may know.
+        let told = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
+            .hint("Add it under [roles], or use a configured user in the connection string.");
+        let (by_password, by_oauth) = (!gate.settings.verifiers.is_empty(), wanted.by_oauth);
+        let refusal = if by_password || by_oauth {
+            let stranger = gate.strangers.verifier(&self.message.user);
+            match self.sasl(by_password.then_some(&stranger), by_oauth).await {
+                Ok(Proof::Password) => wrong_password(&self.message.user, ""),
+                Ok(Proof::Token(_)) => told.into(),
                 Err(refusal) => refusal,
             }
         } else {
-            let stranger = gate.strangers.verifier(&self.message.user);
-            match self.scram(&stranger).await {
-                Ok(()) => wrong_password(&self.message.user, ""),
-                Err(refusal) => refusal,
-            }
+            // Nobody signs in here but by token.
+            let verified = match self.clear_password().await {
+                Ok(secret) => desk::verified(&gate, &secret).await.map_err(Refusal::from),
+                Err(refusal) => Err(refusal),
+            };
+            verified.map_or_else(|refusal| refusal, |_| told.into())
         };
         match refusal {
             Refusal::Gone => Refusal::Gone,
@@ -209,26 +237,25 @@ impl Login {
     /// Who is it? A token gives a context; a password gives none.
     async fn authenticate(&mut self, role: &Role, wanted: &Wanted) -> Result<Option<TenantContext>, Refusal> {
         let gate = self.gate.clone();
-        if let (false, Some(verifier)) = (role.sign_in_jwt, gate.settings.verifiers.get(&role.name)) {
-            self.scram(verifier).await?;
-            return Ok(None);
+        let by_oauth = role.sign_in_oauth && (wanted.by_oauth || !role.sign_in_jwt);
+        if by_oauth || !role.sign_in_jwt {
+            return match self.sasl(gate.settings.verifiers.get(&role.name), by_oauth).await? {
+                Proof::Password => Ok(None),
+                Proof::Token(verified) => Ok(desk::resolve(&gate, role, wanted, &verified)?),
+            };
         }
         let secret = self.clear_password().await?;
         // A role with both: a token has two dots and begins with the base64url of `{"`.
         let is_token = secret.starts_with(b"eyJ") && secret.iter().filter(|byte| **byte == b'.').count() == 2;
         if is_token || role.sign_in_scram.is_none() {
-            return self.token(role, wanted, &secret);
+            return Ok(desk::context(&gate, role, wanted, &secret).await?);
         }
         if self.password_matches(role, secret).await { Ok(None) } else { Err(wrong_password(&role.name, "")) }
     }
 
     /// Asks for a password in clear, which is how a token travels.
     async fn clear_password(&mut self) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-        if !self.stream.is_tls() && !self.peer.is_local() {
-            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "a token is not taken over an unencrypted connection")
-                .hint("Configure [listen.tls] and add sslmode=require (better: verify-full) to the connection string.");
-            return Err(Refusal::told(report, "no_tls", ""));
-        }
+        self.demand_encryption()?;
         speak::request_cleartext_password(&mut self.out);
         self.send().await?;
         let body = Zeroizing::new(self.password_message(MAX_TOKEN_BYTES + 1).await?);
@@ -242,6 +269,16 @@ impl Login {
         }
     }
 
+    /// Whoever reads a token has it.
+    fn demand_encryption(&self) -> Result<(), Refusal> {
+        if !self.stream.is_tls() && !self.peer.is_local() {
+            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "a token is not taken over an unencrypted connection")
+                .hint("Configure [listen.tls] and add sslmode=require (better: verify-full) to the connection string.");
+            return Err(Refusal::told(report, "no_tls", ""));
+        }
+        Ok(())
+    }
+
     /// Away from the thread that serves clients: this takes a while, on purpose.
     async fn password_matches(&self, role: &Role, password: Zeroizing<Vec<u8>>) -> bool {
         let Ok(_turn) = self.gate.hashing.acquire().await else { return false };
@@ -250,24 +287,6 @@ impl Login {
             gate.settings.verifiers.get(&name).is_some_and(|verifier| verifier.matches(&password))
         });
         hashed.await.unwrap_or(false)
-    }
-
-    fn token(&self, role: &Role, wanted: &Wanted, secret: &[u8]) -> Result<Option<TenantContext>, Refusal> {
-        let verified = self.verified(secret)?;
-        if role.tenancy == Tenancy::None {
-            return Ok(None);
-        }
-        let context = self.gate.settings.mapping.resolve(&verified, wanted);
-        context
-            .map(Some)
-            .map_err(|e| token_refused("token refused: no organization".to_owned(), e.to_string()))
-    }
-
-    fn verified(&self, secret: &[u8]) -> Result<VerifiedClaims, Refusal> {
-        let text = std::str::from_utf8(secret)
-            .map_err(|_| token_refused("token refused: malformed".to_owned(), "not UTF-8".to_owned()))?;
-        token::verify(text, &self.gate.settings.keys, SystemTime::now())
-            .map_err(|e| token_refused(e.to_string(), e.detail()))
     }
 
     /// What PostgreSQL reports for this client: the server's values, with the client's own settings tried out on a
@@ -314,7 +333,15 @@ impl Login {
         let subject = signed_in.terms.context().map_or("", TenantContext::subject);
         tracing::debug!(peer = %self.peer, user = %signed_in.role.name, database = %self.message.database, subject, "signed in");
         let parties = Parties { gate: self.gate, pool: signed_in.pool, shard: self.shard, registered };
-        Some(Relay::new(parties, (self.stream, self.incoming), signed_in.terms, signed_in.reported).into())
+        Some(
+            Relay::new(
+                parties,
+                (self.stream, self.incoming),
+                signed_in.terms,
+                (signed_in.reported, signed_in.desk),
+            )
+            .into(),
+        )
     }
 
     async fn send(&mut self) -> Result<(), Refusal> {
@@ -361,12 +388,7 @@ struct SignedIn {
     terms: Terms,
     parameters: BTreeMap<String, String>,
     reported: Reported,
-}
-
-fn token_refused(message: String, detail: String) -> Refusal {
-    let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
-        .hint("Send a current JSON Web Token as the password.");
-    Refusal::told(report, "token_refused", detail)
+    desk: Desk,
 }
 
 fn wrong_password(role: &str, detail: &str) -> Refusal {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut as _;
 
-use super::permitted::{self, MAX_STATEMENT, check_statement_length};
+use super::permitted::{self, MAX_NAME, MAX_STATEMENT, MAX_WHOLE, check_statement_length};
 use super::prepared::{self, ClientStatements};
 use super::requests::Requests;
 use crate::config::PoolMode;
-use crate::net::buffer::{BUFFER_SIZE, Buffer};
+use crate::net::buffer::Buffer;
 use crate::pool::due::{Deallocated, Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::{Registry, Statement};
@@ -19,12 +19,6 @@ use crate::wire::frame::{HEADER, Header, split_cstr};
 use crate::wire::report::Report;
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
-
-/// A portal's or statement's name at most; PostgreSQL's own limit for identifiers is 63.
-const MAX_NAME: usize = 1024;
-
-/// A message is remembered or rewritten in one piece up to this size.
-const MAX_WHOLE: usize = BUFFER_SIZE - 1024;
 
 /// What became of a message.
 #[derive(PartialEq, Eq)]
@@ -63,7 +57,7 @@ impl Message<'_> {
                     return Ok(Taken::NeedsMore);
                 }
                 let closed = match self.requests.deallocates.take() {
-                    Some(which) => self.statements.deallocate(&which, self.server),
+                    Some(which) => self.deallocate(&which),
                     None => Deallocated::default(),
                 };
                 self.stream(incoming, Some(Due::Execute(closed)))
@@ -90,6 +84,9 @@ impl Message<'_> {
                 let here = self.body(incoming);
                 if here.len() < OWN_PREFIX.len() && !self.is_whole(incoming) {
                     return self.more(incoming);
+                }
+                if !self.is_whole(incoming) {
+                    self.requests.watch = Some(Watch::default());
                 }
                 if here.starts_with(OWN_PREFIX) {
                     return Ok(self.refuse(&permitted::reserved_name()));
@@ -126,12 +123,7 @@ impl Message<'_> {
         let mode = self.requests.mode();
         let is_outside = self.server.ledger().is_outside_transaction();
         if let Some(report) = permitted::refusal(mode, &effects, is_outside) {
-            incoming.consume(self.header.frame());
-            let mut bytes = BytesMut::new();
-            report.error(&mut bytes);
-            // What cannot succeed fails there as well, so that the transaction does.
-            speak::query(permitted::REFUSED, self.server.outgoing());
-            self.server.owe(Due::Query(Some(Box::new(Special::Refused(bytes.as_ref().into())))));
+            self.requests.refuse(self.header, &report, self.server);
             return Ok(Taken::Done);
         }
         let Some(which) = effects.deallocates.filter(|_| mode != PoolMode::Session) else {
@@ -143,7 +135,7 @@ impl Message<'_> {
                 false => self.stream(incoming, Some(Due::Query(None))),
             };
         };
-        let closed = self.statements.deallocate(&which, self.server);
+        let closed = self.deallocate(&which);
         let is_rewritten = which != Deallocates::All && effects.statements == 1 && !closed.names.is_empty();
         let due = Due::Query(Some(Box::new(Special::Deallocates { closed, is_rewritten })));
         if !is_rewritten {
@@ -155,6 +147,13 @@ impl Message<'_> {
         Ok(Taken::Done)
     }
 
+    fn deallocate(&mut self, which: &Deallocates) -> Deallocated {
+        if *which == Deallocates::All {
+            self.requests.tokens.forget();
+        }
+        self.statements.deallocate(which, self.server)
+    }
+
     /// A simple query drops the unnamed statement: that there is none is what the client is to find.
     fn drop_unnamed(&mut self) {
         *self.server.unnamed_is_ours() = true;
@@ -163,8 +162,7 @@ impl Message<'_> {
 
     /// Fails the batch with an error of the proxy's own in place of this message.
     fn refuse(&mut self, report: &Report) -> Taken {
-        self.requests.body = Some((self.header.frame(), false));
-        self.requests.say_error(report, self.server);
+        self.requests.refuse(self.header, report, self.server);
         Taken::Done
     }
 

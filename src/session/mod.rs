@@ -1,7 +1,9 @@
 //! One client, first byte to last: opening, login, relay, farewell. Each phase is its own type.
 
+mod bar;
 pub mod cancel;
 mod client;
+mod desk;
 mod farewell;
 mod gate;
 mod login;
@@ -13,6 +15,8 @@ mod prepared;
 mod relay;
 mod reported;
 mod requests;
+mod throttle;
+mod tokens;
 mod turn;
 
 use std::sync::Arc;

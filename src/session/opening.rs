@@ -13,6 +13,7 @@ use crate::net::buffer::Buffer;
 use crate::net::listen::Peer;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::{self, Shown};
+use crate::observe::log;
 use crate::pool::server::Shard;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::{self, StartupMessage};
@@ -136,7 +137,7 @@ impl Opening {
         if opening.stream.alpn() == Some(tls::ALPN) {
             return Some(opening);
         }
-        tracing::info!(%peer, reason = "direct TLS without ALPN", "a connection was refused");
+        tracing::info!(target: log::SECURITY, event = "connection_refused", %peer, reason = "direct TLS without ALPN", "a connection was refused");
         None
     }
 
@@ -186,7 +187,7 @@ impl Opening {
     }
 
     async fn refuse<T>(self, report: &Report) -> Option<T> {
-        tracing::info!(peer = %self.peer, reason = report.message.as_str(), "a connection was refused");
+        tracing::info!(target: log::SECURITY, event = "connection_refused", peer = %self.peer, reason = report.message.as_str(), "a connection was refused");
         farewell::fatal(self.stream, BytesMut::new(), report).await;
         None
     }

@@ -1,12 +1,18 @@
 //! Which messages may reach a pooled server at all, and how much of them at a time.
 
 use crate::config::PoolMode;
-use crate::net::buffer::Buffer;
+use crate::net::buffer::{BUFFER_SIZE, Buffer};
 use crate::tenancy::text::{Effects, NeedsSession};
 use crate::wire::frame::{HEADER, Header};
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::tag;
 use crate::wire::violation::Violation;
+
+/// A portal's or statement's name at most; PostgreSQL's own limit for identifiers is 63.
+pub const MAX_NAME: usize = 1024;
+
+/// A message is remembered or rewritten in one piece up to this size.
+pub const MAX_WHOLE: usize = BUFFER_SIZE - 1024;
 
 /// Text and types of a named prepared statement at most: it is kept as long as any client holds it.
 pub const MAX_STATEMENT: usize = 4 * 1024 * 1024;

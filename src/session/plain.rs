@@ -2,7 +2,6 @@
 
 use super::prepared::ClientStatements;
 use super::requests::Requests;
-use crate::net::buffer::Buffer;
 use crate::tenancy::text;
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::tag;
@@ -11,8 +10,8 @@ impl Requests {
     /// Whether the client has sent one whole batch of the extended protocol, up to its Sync, that executes nothing but
     /// queries which neither know nor care whether something precedes them in their transaction: SELECT, INSERT, UPDATE
     /// and their kin; BEGIN, VACUUM and CALL do care. String constants are read as standard ones.
-    pub fn is_plain_batch(&self, incoming: &Buffer, statements: &ClientStatements, generation: u64) -> bool {
-        let mut rest = incoming.filled();
+    pub fn is_plain_batch(&self, bytes: &[u8], statements: &ClientStatements, generation: u64) -> bool {
+        let mut rest = bytes;
         // The text of the unnamed statement, as it stands at each Bind; named ones that the batch itself prepares.
         let mut unnamed: Option<&[u8]> = statements.unnamed();
         let mut fresh: Option<(&[u8], &[u8])> = None;

@@ -1,6 +1,8 @@
 //! A signed-in client: idle until it asks, then a turn on a server, transaction by transaction.
 
-use std::collections::BTreeSet;
+mod follow;
+mod tokens;
+
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -8,10 +10,13 @@ use std::time::{Instant, SystemTime};
 
 use bytes::BytesMut;
 
+use super::bar::Bar;
 use super::cancel::Registered;
 use super::client::Client;
+use super::desk::{Desk, Standing};
 use super::farewell;
 use super::gate::Gate;
+use super::permitted::HIGH_WATER;
 use super::prepared::ClientStatements;
 use super::reported::Reported;
 use super::requests::{Requests, Wants};
@@ -19,13 +24,13 @@ use super::turn::{Changes, End, SERVER_GONE, Turn};
 use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
-use crate::pool::ledger::TransactionOver;
 use crate::pool::server::{BoundServer, Shard};
 use crate::pool::{Pool, Terms, Unserved};
-use crate::tenancy::settings::{self, Settings};
+use crate::tenancy::settings::Settings;
 use crate::wire::frame::peek;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::{speak, tag};
+use tokens::Batch;
 
 /// A signed-in client and its connection.
 pub struct Relay {
@@ -33,6 +38,14 @@ pub struct Relay {
     pool: Arc<Pool>,
     shard: Shard,
     terms: Terms,
+    /// Whether anything may run under them.
+    standing: Standing,
+    /// The batch under way, where it began with a switch of tokens.
+    batch: Option<Batch>,
+    /// What the client sends next brings a token within a transaction, and may do so without a context.
+    brings_token: bool,
+    /// Nothing of the batch under way has gone to a server.
+    is_at_desk: bool,
     /// What it gave at start-up: what RESET goes back to.
     own_settings: Settings,
     registered: Registered,
@@ -74,7 +87,7 @@ impl Relay {
         parties: Parties,
         (stream, incoming): (Stream, Buffer),
         terms: Terms,
-        reported: Reported,
+        (reported, desk): (Reported, Desk),
     ) -> Self {
         let Parties { gate, pool, shard, registered } = parties;
         let client = Client {
@@ -84,6 +97,7 @@ impl Relay {
             requests: Requests::new(pool.mode()),
             statements: ClientStatements::default(),
             reported,
+            desk,
             runs_again: false,
         };
         Self {
@@ -91,6 +105,10 @@ impl Relay {
             shard,
             own_settings: terms.settings().clone(),
             terms,
+            standing: client.desk.at_sign_in().standing,
+            batch: None,
+            brings_token: false,
+            is_at_desk: false,
             registered,
             held: None,
             lost_settings: Settings::new(),
@@ -120,6 +138,15 @@ impl Relay {
             match self.client.requests.wants(&mut self.client.incoming)? {
                 Wants::Goodbye => return Ok(()),
                 Wants::Server => {
+                    let is_behind = self.client.outgoing.len() >= HIGH_WATER;
+                    if is_behind && self.client.stream.send(&mut self.client.outgoing).await.is_err() {
+                        return Ok(());
+                    }
+                    if let Some((header, meaning)) = self.desk_matter()? {
+                        // Boxed: most messages are no such thing.
+                        Box::pin(self.at_desk(header, meaning)).await?;
+                        continue;
+                    }
                     // Who does not take its results keeps no server waiting.
                     if self.client.stream.send(&mut self.client.outgoing).await.is_err() {
                         return Ok(());
@@ -186,7 +213,8 @@ impl Relay {
     fn overhear(&mut self) -> Result<(), Report> {
         let Some(server) = self.held.take() else { return Ok(()) };
         let is_current = self.is_current();
-        let mut turn = Turn::new(&self.pool, &mut self.client, server, Instant::now());
+        let mut turn =
+            Turn::new(&self.pool, (&mut self.client, &self.registered.handle), server, Instant::now());
         let heard = turn.overhear(is_current);
         let (server, _) = turn.finish();
         self.told_fatal = heard?;
@@ -202,9 +230,10 @@ impl Relay {
     /// One turn on a server: from a client's first bytes to the end of its transaction.
     async fn turn(&mut self) -> Result<(), Report> {
         let started = Instant::now();
-        if !self.is_current() {
-            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "token expired")
-                .hint("Connect again with a current token.");
+        self.is_at_desk = false;
+        let brings_token = std::mem::take(&mut self.brings_token);
+        if let Some(report) = self.refusal().filter(|_| !brings_token) {
+            self.batch_over(true);
             return Box::pin(self.refuse(&report)).await;
         }
         let server = match self.held.take() {
@@ -218,7 +247,10 @@ impl Relay {
                 Some(server) => server,
                 None => match Box::pin(self.lease()).await {
                     Ok(server) => server,
-                    Err(Unserved::Refused(report)) => return Box::pin(self.refuse(&report)).await,
+                    Err(Unserved::Refused(report)) => {
+                        self.batch_over(true);
+                        return Box::pin(self.refuse(&report)).await;
+                    }
                     Err(Unserved::Gone) => return Err(client_left()),
                 },
             },
@@ -233,24 +265,33 @@ impl Relay {
 
     fn begin(&mut self, mut server: BoundServer, started: Instant) -> Turn<'_> {
         server.told_its_client(self.registered.key.pid);
-        self.registered.handle.runs_on(&self.pool, server.cancel_key());
-        self.client.requests.begin(self.client.has_standard_strings());
-        Turn::new(&self.pool, &mut self.client, server, started)
+        let is_binding = server.ledger().is_binding();
+        self.registered.handle.runs_on(&self.pool, server.cancel_key(), is_binding);
+        self.client.requests.begin(self.client.has_standard_strings(), self.batch.is_some());
+        self.client.requests.bar((self.standing != Standing::Good).then_some(Bar::Missing));
+        Turn::new(&self.pool, (&mut self.client, &self.registered.handle), server, started)
     }
 
     /// What becomes of the server, and of the client, when a turn has ended.
-    async fn ended(&mut self, end: End, server: BoundServer, changes: &Changes) -> Result<(), Report> {
+    async fn ended(&mut self, end: End, mut server: BoundServer, changes: &Changes) -> Result<(), Report> {
         let handle = self.registered.handle.clone();
+        if changes.seal_refused {
+            self.client.desk.seal_refused(self.terms.context());
+        }
         match end {
             End::Over(over)
                 if self.pool.mode() == PoolMode::Session && !self.client.requests.is_terminated() =>
             {
+                // What the proxy itself asks is not to be cancelled. A request that comes late strikes its own client.
+                let _ = handle.runs_nothing().await;
+                let found = self.settled(&mut server, &over, changes, false).await;
                 self.held = Box::pin(self.keep(server, &over, changes)).await;
                 if self.held.is_none() {
                     let report =
                         Report::new(Sqlstate::CONNECTION_FAILURE, "the session's server had to be closed");
                     return Err(report.hint("Connect again; the log of pgtenant says more."));
                 }
+                self.turn_over(found, changes.first_failed);
                 Ok(())
             }
             End::Over(_) if self.pool.mode() == PoolMode::Session => {
@@ -259,9 +300,11 @@ impl Relay {
             }
             End::Over(over) => {
                 let in_doubt = handle.runs_nothing().await;
+                let found = self.settled(&mut server, &over, changes, in_doubt).await;
                 if !in_doubt && let Some(server) = self.follow(server, &over, changes).await {
                     self.pool.release(server, over);
                 }
+                self.turn_over(found, changes.first_failed);
                 Ok(())
             }
             End::Abandoned { still_runs } => {
@@ -285,38 +328,6 @@ impl Relay {
                 let _ = handle.runs_nothing().await;
                 self.close(server);
                 Err(report)
-            }
-        }
-    }
-
-    /// The client keeps its server. What a RESET took of its own settings is noted, to be put back ahead of what it
-    /// sends next. `None` when the server was lost.
-    async fn keep(
-        &mut self,
-        mut server: BoundServer,
-        over: &TransactionOver,
-        changes: &Changes,
-    ) -> Option<BoundServer> {
-        if server.is_doomed() {
-            return None;
-        }
-        if let Err(unclean) = server.settle(over).await {
-            tracing::warn!(reason = %unclean, "a session's server could not be followed; it is closed");
-            return None;
-        }
-        if !changes.resets || self.own_settings.is_empty() {
-            return Some(server);
-        }
-        match server.settings(over, &settings::custom(&self.own_settings)).await {
-            Ok(found) => {
-                let found = found.unwrap_or_default();
-                let lost = self.own_settings.iter().filter(|(name, _)| !settings::is_among(name, &found));
-                self.lost_settings = lost.map(|(name, value)| (name.clone(), value.clone())).collect();
-                Some(server)
-            }
-            Err(unclean) => {
-                tracing::warn!(reason = %unclean, "a client's settings could not be asked for; the server is closed");
-                None
             }
         }
     }
@@ -348,93 +359,6 @@ impl Relay {
             Poll::Pending
         });
         self.pool.lease(&self.terms, self.shard, is_plain, &mut gone).await
-    }
-
-    /// The client's settings follow it to its next server, when it changed some. `None` when the server was lost.
-    async fn follow(
-        &mut self,
-        mut server: BoundServer,
-        over: &TransactionOver,
-        changes: &Changes,
-    ) -> Option<BoundServer> {
-        if server.is_undone() {
-            return Some(server); // whatever was said of settings was of whoever had it before
-        }
-        let touched = self.client.requests.touched();
-        // What SET LOCAL changed, and PostgreSQL reported, is undone.
-        // A text that could not be read may have done anything.
-        let is_local =
-            changes.sets <= touched.local && !touched.session && !touched.opaque && !changes.resets;
-        if is_local && changes.sets > 0 {
-            server.is_known_as(self.terms.digest());
-            return Some(server);
-        }
-        let is_new = |(name, value): (&String, &String)| self.terms.settings().get(name) != Some(value);
-        let is_hidden = is_local && changes.reported.iter().any(is_new);
-        if is_local && !is_hidden {
-            return Some(server);
-        }
-        // A SET that was prepared in an earlier turn, or cannot be read, may have changed more than is told.
-        let is_told = touched.session && !touched.opaque && changes.sets <= touched.seen() && !is_hidden;
-        let names = touched.names.clone();
-        Box::pin(self.inquire(server, over, changes, is_told, names)).await
-    }
-
-    /// Asks PostgreSQL which settings the client's session has.
-    async fn inquire(
-        &mut self,
-        mut server: BoundServer,
-        over: &TransactionOver,
-        changes: &Changes,
-        is_told: bool,
-        names: BTreeSet<String>,
-    ) -> Option<BoundServer> {
-        self.hand_over().await;
-        match server.settings(over, &names).await {
-            Ok(found) => {
-                let is_following = found.is_some_and(|found| self.take_up(found, changes));
-                if is_following && is_told {
-                    server.is_known_as(self.terms.digest());
-                } else {
-                    server.leaves_something();
-                }
-                Some(server)
-            }
-            Err(unclean) => {
-                tracing::warn!(reason = %unclean, "a client's settings could not be asked for; the server is closed");
-                None
-            }
-        }
-    }
-
-    /// The settings that were found become the client's. Whether the server may go on under them as it is.
-    fn take_up(&mut self, found: Settings, changes: &Changes) -> bool {
-        let Some(settings) = settings::following(&self.own_settings, found) else {
-            tracing::warn!("a client's settings are too many or too long to follow it");
-            return false;
-        };
-        let old = self.terms.settings();
-        // What was prepared under another path has its types from there.
-        let is_elsewhere = ["search_path", "role"].iter().any(|name| old.get(*name) != settings.get(*name));
-        // PostgreSQL would end such a session while nobody uses it.
-        let may_rest = !settings.contains_key("idle_session_timeout");
-        if changes.resets {
-            let own = &self.own_settings;
-            let back = own.keys().filter(|name| settings.get(*name) == own.get(*name));
-            back.for_each(|name| self.client.reported.is_as_at_start(name, &mut self.client.outgoing));
-        }
-        self.terms = self.terms.with_settings(settings);
-        may_rest && !is_elsewhere
-    }
-
-    /// What the client is to get leaves now, as far as it takes it: what follows is the proxy's own business.
-    async fn hand_over(&mut self) {
-        poll_fn(|cx| {
-            // If it is gone, its next read tells.
-            let _ = self.client.stream.poll_send(cx, &mut self.client.outgoing);
-            Poll::Ready(())
-        })
-        .await;
     }
 
     /// Closes a server that nobody can use any more. What still runs there is stopped first: its place is free at once.

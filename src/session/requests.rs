@@ -4,16 +4,19 @@
 
 use bytes::BytesMut;
 
+use super::bar::Bar;
 use super::message::{Message, Taken};
 use super::permitted::{self, HIGH_WATER, MAX_OUTSTANDING, MAX_TEXTS, check_known, check_statement_length};
 use super::prepared::{self, ClientStatements};
+use super::tokens::{self, Asked, Meaning, TokenStatements};
 use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
-use crate::pool::due::Due;
+use crate::pool::due::{Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
 use crate::tenancy::text::{Deallocates, Effects, Touched, Watch};
-use crate::wire::frame::{peek, split_cstr};
+use crate::tenancy::token_command::Misplaced;
+use crate::wire::frame::{HEADER, Header, peek, split_cstr};
 use crate::wire::report::Report;
 use crate::wire::violation::Violation;
 use crate::wire::{speak, tag};
@@ -41,6 +44,24 @@ pub struct Requests {
     pub(super) unnamed: Effects,
     /// The unnamed portal drops prepared statements when it is executed.
     pub(super) deallocates: Option<Deallocates>,
+    /// What it prepared that switches its token.
+    pub(super) tokens: TokenStatements,
+    /// A token command that is to be executed now, before anything that follows it.
+    pub(super) asked: Option<Asked>,
+    /// It has no context.
+    pub(super) bar: Option<Bar>,
+    /// Since then it has parsed an unnamed statement that may run without.
+    pub(super) has_admitted_unnamed: bool,
+    /// Portals of what may run without.
+    pub(super) admitted_portals: Vec<Box<[u8]>>,
+    /// A token was brought that lifted the bar, if the server takes it.
+    pub(super) is_lifting: bool,
+    /// The context is that of the first batch alone, or depends on it.
+    is_one_batch: bool,
+    /// A text was cut off that must not reach the server.
+    is_cut_off: bool,
+    /// Something was sent in this turn.
+    has_carried: bool,
     /// How long the client keeps its server.
     mode: PoolMode,
 }
@@ -82,10 +103,25 @@ impl Requests {
         self.skipping = true;
     }
 
-    /// A turn begins: what earlier texts set is past. Tells how this client's string constants are to be read.
-    pub fn begin(&mut self, standard_strings: bool) {
+    /// A turn begins: what earlier texts set is past. Tells how this client's string constants are to be read, and whether
+    /// its context may be another one behind its first batch.
+    pub fn begin(&mut self, standard_strings: bool, is_one_batch: bool) {
         self.touched.begin();
         self.backslashes = !standard_strings;
+        (self.is_one_batch, self.has_carried, self.is_lifting) = (is_one_batch, false, false);
+    }
+
+    /// Whether what is sent next must wait until everything before it is answered, or for another turn: under which
+    /// context it is to run is not known yet.
+    fn is_in_lockstep(&mut self, server: &mut BoundServer) -> bool {
+        let is_at_end =
+            self.has_carried && self.is_between_messages() && server.ledger().is_between_batches();
+        if !is_at_end || !(self.is_one_batch || self.is_lifting || self.bar.is_some()) {
+            return false;
+        }
+        let is_held = server.ledger().is_waiting() || server.ledger().over().is_some();
+        self.is_one_batch &= is_held;
+        is_held
     }
 
     /// What the texts of this turn do to the client's settings.
@@ -143,12 +179,15 @@ impl Requests {
         registry: &Registry,
     ) -> Result<(), Report> {
         while !self.terminated && server.outgoing().len() < HIGH_WATER {
-            if server.ledger().switch().is_held() || self.is_stalled(server) {
+            if server.ledger().switch().is_held() || self.is_stalled(server) || self.is_in_lockstep(server) {
                 return Ok(());
             }
             if self.collecting.is_some() {
                 match self.collect(incoming) {
                     Some(_) if self.skipping => {}
+                    Some(message) if tokens::is_in_parse(&message, !self.backslashes) => {
+                        self.say_error(&tokens::misplaced_report(Misplaced::TooLong), server);
+                    }
                     Some(message) if message.first() == Some(&0) => {
                         let effects = self.effects_of(&message[1..]);
                         self.parse_unnamed(&message[1..], effects, server, statements);
@@ -159,7 +198,7 @@ impl Requests {
                 continue;
             }
             if !self.stream_body(incoming, server) {
-                return Ok(());
+                return self.cut_off();
             }
             let Some(header) = peek(incoming.filled())? else { return Ok(()) };
             check_known(header)?;
@@ -167,12 +206,31 @@ impl Requests {
                 self.body = Some((header.frame(), false));
                 continue;
             }
+            match self.take_token(header, incoming, server, statements) {
+                Some(Taken::Done) if self.asked.is_some() => return Ok(()),
+                Some(Taken::Done) => continue,
+                Some(Taken::NeedsMore) => return Ok(()),
+                None => {}
+            }
+            let text_of = |name: &[u8]| statements.get(name).map(|statement| &*statement.text_and_types);
+            if let Some(report) = self.barred(header, incoming.filled(), text_of) {
+                self.refuse(header, &report, server);
+                continue;
+            }
+            self.has_carried = true;
             let mut message = Message { header, requests: self, server, statements, registry };
-            if message.take(incoming)? == Taken::NeedsMore {
+            let taken = message.take(incoming)?;
+            self.cut_off()?;
+            if taken == Taken::NeedsMore {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// A text that is longer than a buffer would bring a token to the server: both connections end before it does.
+    fn cut_off(&self) -> Result<(), Report> {
+        if self.is_cut_off { Err(tokens::misplaced_report(Misplaced::TooLong)) } else { Ok(()) }
     }
 
     /// Whether too many answers are outstanding. PostgreSQL may keep answers back until a Sync: it is told not to.
@@ -210,6 +268,11 @@ impl Requests {
             if self.watch.as_mut().is_some_and(|watch| watch.sees(passing)) {
                 self.touched.opaque = true;
                 server.leaves_something();
+            }
+            if self.watch.as_ref().is_some_and(|watch| watch.names_token) {
+                // PostgreSQL executes nothing before the end of it, which it never gets.
+                self.is_cut_off = true;
+                return false;
             }
             if here == left {
                 self.watch = None;
@@ -279,6 +342,74 @@ impl Requests {
             return self.say_error(&refused.report(name), server);
         }
         prepared::pass_parse(name, text_and_types, statement, server);
+    }
+
+    /// What has to do with tokens stays here. `None` if the message has not.
+    fn take_token(
+        &mut self,
+        header: Header,
+        incoming: &mut Buffer,
+        server: &mut BoundServer,
+        statements: &mut ClientStatements,
+    ) -> Option<Taken> {
+        // A transaction that failed with its token takes no other one.
+        if server.ledger().is_in_copy() || self.bar == Some(Bar::Refused) {
+            return None;
+        }
+        let has_context = self.bar.is_none();
+        let meaning = self.tokens.meaning(header, incoming.filled(), !self.backslashes, has_context);
+        if let Some(name) = self.tokens.other.take() {
+            self.touched.sets(name);
+        }
+        let meaning = meaning?;
+        match meaning {
+            Meaning::More => return Some(Taken::NeedsMore),
+            // A simple query is a batch of its own; outside a transaction, it needs no server.
+            Meaning::Asked(_) if header.tag == tag::QUERY && server.ledger().is_waiting() => {
+                if !server.ledger().is_between_batches() {
+                    speak::flush(server.outgoing()); // nobody else asks for the answers
+                }
+                return Some(Taken::NeedsMore);
+            }
+            Meaning::Asked(_) if header.tag == tag::QUERY && server.ledger().over().is_some() => {
+                return Some(Taken::NeedsMore);
+            }
+            Meaning::Said(answer) => server.owe(Due::Said(Said::Own(answer.as_ref().into()))),
+            Meaning::Asked(asked) => self.asked = Some(asked),
+            Meaning::Wrong(report) => {
+                self.refuse(header, &report, server);
+                return Some(Taken::Done);
+            }
+        }
+        if header.tag == tag::PARSE && incoming.filled().get(HEADER) == Some(&0) {
+            // It takes the place of whatever the client had as its unnamed statement.
+            statements.remember_unnamed(None);
+            *server.unnamed_is_ours() = false;
+            self.unnamed = Effects::default();
+        }
+        self.has_carried = true;
+        incoming.consume(header.frame());
+        Some(Taken::Done)
+    }
+
+    /// Refuses a message, and what depends on it, with an error of the proxy's own.
+    pub(super) fn refuse(&mut self, header: Header, report: &Report, server: &mut BoundServer) {
+        self.has_carried = true;
+        self.body = Some((header.frame(), false));
+        if header.tag == tag::QUERY {
+            self.say_query_error(report, server)
+        } else {
+            self.say_error(report, server)
+        }
+    }
+
+    /// Fails a simple query with an error of the proxy's own. What cannot succeed fails on the server as well, so that
+    /// the transaction does.
+    pub(super) fn say_query_error(&mut self, report: &Report, server: &mut BoundServer) {
+        let mut bytes = BytesMut::new();
+        report.error(&mut bytes);
+        speak::query(permitted::REFUSED, server.outgoing());
+        server.owe(Due::Query(Some(Box::new(Special::Refused(bytes.as_ref().into())))));
     }
 
     /// Fails the batch with an error of the proxy's own. The server is made to fail it too, so that what the batch did

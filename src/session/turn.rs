@@ -1,17 +1,21 @@
 //! One client's turn on one server: both sockets in one task, bytes both ways until the transaction is over.
 
+mod clock;
+mod tokens;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::cancel::ClientHandle;
 use super::client::Client;
+use super::desk::Held;
 use super::permitted::{self, HIGH_WATER};
 use crate::config::PoolMode;
-use crate::observe::metrics::QueryTimes;
 use crate::pool::Pool;
 use crate::pool::answers::{Broken, Heard};
 use crate::pool::due::Skipped;
@@ -19,6 +23,7 @@ use crate::pool::ledger::TransactionOver;
 use crate::pool::server::BoundServer;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
+use clock::Clock;
 
 /// Reported settings that are remembered of a turn; PostgreSQL has about fifteen.
 const MAX_REPORTED: usize = 64;
@@ -27,6 +32,7 @@ const MAX_REPORTED: usize = 64;
 pub struct Turn<'a> {
     pool: &'a Arc<Pool>,
     client: &'a mut Client,
+    handle: &'a Arc<ClientHandle>,
     server: BoundServer,
     heard: Heard,
     changes: Changes,
@@ -47,6 +53,15 @@ pub struct Changes {
     pub sets: usize,
     /// RESET or DISCARD ALL was answered.
     pub resets: bool,
+    /// The first batch failed.
+    pub first_failed: bool,
+    /// Contexts that token commands put the server under for the session, each with its seal; PostgreSQL knows which holds.
+    pub switched: Vec<(String, Held)>,
+    /// A token was refused.
+    pub refused: bool,
+    /// The database refused the seal.
+    pub seal_refused: bool,
+    readies: usize,
 }
 
 /// How a turn ended.
@@ -79,26 +94,15 @@ enum Event {
     ServerGone,
 }
 
-/// The times of the query that runs.
-struct Clock {
-    times: QueryTimes,
-    /// The client has not taken its results since then.
-    blocked: Option<Instant>,
-    /// A query runs whose end will be recorded.
-    is_running: bool,
-}
-
 impl<'a> Turn<'a> {
     /// Begins a turn; `started` is when the client's first byte was seen.
     pub fn new(
         pool: &'a Arc<Pool>,
-        client: &'a mut Client,
+        (client, handle): (&'a mut Client, &'a Arc<ClientHandle>),
         mut server: BoundServer,
         started: Instant,
     ) -> Self {
-        let now = Instant::now();
-        let times = QueryTimes { started, leased: now, bound: now, ready: now, client: Duration::ZERO };
-        let clock = Clock { times, blocked: None, is_running: true };
+        let clock = Clock::start(started);
         let first = server.is_switching().then(|| client.first_batch().to_vec());
         client.runs_again = false;
         if !client.has_standard_strings() {
@@ -107,6 +111,7 @@ impl<'a> Turn<'a> {
         Self {
             pool,
             client,
+            handle,
             server,
             heard: Heard::default(),
             changes: Changes::default(),
@@ -161,15 +166,19 @@ impl<'a> Turn<'a> {
 
     /// The client's messages to the server's queue, and the proxy's own answers that need no server.
     fn carry(&mut self) -> Result<(), Report> {
-        let client = &mut *self.client;
         let registry = self.pool.registry();
         loop {
+            let client = &mut *self.client;
             client.requests.carry(
                 &mut client.incoming,
                 &mut self.server,
                 &mut client.statements,
                 registry,
             )?;
+            if let Some(asked) = client.requests.asked.take() {
+                self.switch_token(&asked)?;
+                continue;
+            }
             let outstanding = self.server.ledger().outstanding();
             self.server.say(&mut client.outgoing);
             // What waited for our own answers goes on: nobody else would wake it.
@@ -284,10 +293,11 @@ impl<'a> Turn<'a> {
         self.told_fatal |= self.heard.fatal;
         if self.heard.seal_refused {
             self.pool.metrics().seal_refusals.increment(1);
-            tracing::warn!("the database refused a seal; the server is closed");
+            self.changes.seal_refused = true;
         }
         self.undo_skipped();
         if self.heard.bound {
+            self.handle.is_bound();
             self.first = None;
         }
         if let Some(unnamed) = self.server.ledger().take_unnamed() {
@@ -316,6 +326,11 @@ impl<'a> Turn<'a> {
             .for_each(|old| registry.doubt(&old));
         let named = |id: u64| statements.numbered(id);
         self.heard.misread.drain(..).filter_map(named).for_each(|statement| registry.forget(statement));
+        self.changes.first_failed |= self.heard.failed && self.changes.readies == 0;
+        self.changes.readies += self.heard.readies;
+        if self.heard.failed || self.heard.readies > 0 {
+            self.client.requests.is_answered(self.heard.failed);
+        }
         self.changes.sets += self.heard.sets;
         self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {
@@ -402,39 +417,6 @@ fn binding_or_protocol(broken: &Broken) -> Report {
         Broken::Protocol(_) => "the server connection cannot be followed any further",
     };
     Report::new(Sqlstate::CONNECTION_FAILURE, message).hint("Connect again; the log of pgtenant says more.")
-}
-
-impl Clock {
-    /// Bytes of a query arrived. The first of them start its clock.
-    fn client_spoke(&mut self, is_waiting: bool) {
-        if !is_waiting && !self.is_running {
-            let now = Instant::now();
-            self.times =
-                QueryTimes { started: now, leased: now, bound: now, ready: now, client: Duration::ZERO };
-            self.is_running = true;
-        }
-    }
-
-    fn client_blocks(&mut self) {
-        self.blocked.get_or_insert_with(Instant::now);
-    }
-
-    fn client_took(&mut self) {
-        if let Some(since) = self.blocked.take() {
-            self.times.client += since.elapsed();
-        }
-    }
-
-    /// ReadyForQuery arrived `count` times; of a pipeline, the later queries began when the earlier ones ended.
-    fn ready(&mut self, count: usize, goes_on: bool) -> impl Iterator<Item = QueryTimes> + use<> {
-        let now = Instant::now();
-        self.times.ready = now;
-        let first = self.times;
-        self.times = QueryTimes { started: now, leased: now, bound: now, ready: now, client: Duration::ZERO };
-        let rest = self.times;
-        self.is_running = goes_on;
-        std::iter::once(first).chain(std::iter::repeat_n(rest, count - 1))
-    }
 }
 
 /// Brings a server whose binding is queued to rest, without a client: a trial of the client's settings.

@@ -114,6 +114,8 @@ pub struct Wanted {
     pub organization: Option<String>,
     /// Start-up parameter `pgtenant.project`.
     pub project: Option<String>,
+    /// Start-up parameter `pgtenant.sign_in` is `oauth`: the token comes by OAUTHBEARER, not as the password.
+    pub by_oauth: bool,
 }
 
 /// Why a valid token gives no context. The client is told "no organization" or "no project"; the log says which.

@@ -73,6 +73,8 @@ pub fn read(sql: &[u8]) -> Reading {
     let (mut index, mut is_behind_dot, mut colons, mut is_over) = (0, false, 0, false);
     // The last was a word that may be a type, whose constant would follow.
     let mut may_be_type = false;
+    // The last ended an expression: a name behind a dot may be a function of its value.
+    let mut is_closed = false;
     // INSERT INTO or MERGE INTO was read, and nothing behind it.
     let (mut may_have_target, mut is_behind_into) = (false, false);
     while let Some(token) = scanner.next() {
@@ -94,6 +96,7 @@ pub fn read(sql: &[u8]) -> Reading {
             Token::Word(_) | Token::Quoted(_) if colons == 2 => lists.types,
             Token::Word(word) | Token::Quoted(word) => !word.starts_with(b"pg_"),
             Token::Symbol(b'(') => before != Before::Name,
+            Token::Symbol(b'.') => !is_closed,
             // It may be a name that is written in code points.
             Token::Other => false,
             Token::Text(_) => !may_be_type,
@@ -126,12 +129,19 @@ pub fn read(sql: &[u8]) -> Reading {
         may_be_type = matches!(&token, Token::Word(_) | Token::Quoted(_)) && before != Before::Harmless;
         colons = if token == Token::Symbol(b':') { colons + 1 } else { 0 };
         is_behind_dot = token == Token::Symbol(b'.');
+        is_closed = matches!(token, Token::Symbol(b')' | b']') | Token::Text(_));
         let word = if let Token::Word(word) = &token { word.as_slice() } else { b"" };
         is_behind_into = word == b"into";
         may_have_target = matches!(word, b"insert" | b"merge");
         index += 1;
     }
     Reading { is_inert: true, has_data }
+}
+
+/// The names that an inert text may call, and those that look like key words but can be called: where the schema has a
+/// function of such a name, none is inert.
+pub(super) fn callable() -> impl Iterator<Item = &'static str> {
+    [FUNCTIONS, KEY_WORDS, TYPES].into_iter().flat_map(str::split_ascii_whitespace)
 }
 
 /// Which lists a word is in.

@@ -1,5 +1,6 @@
 //! What may this identity touch? Pure: no sockets, no clock; time is an argument.
 
+pub mod blocks;
 pub mod context;
 pub mod inert;
 mod scanner;
@@ -7,3 +8,4 @@ pub mod seal;
 pub mod settings;
 pub mod statements;
 pub mod text;
+pub mod token_command;

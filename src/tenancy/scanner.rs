@@ -16,19 +16,28 @@ pub(super) enum Token {
     Symbol(u8),
 }
 
+#[derive(Clone)]
 pub(super) struct Scanner<'a> {
     rest: &'a [u8],
     standard_strings: bool,
+    /// Escapes and code points are read, so that every constant and name has its value.
+    decodes: bool,
 }
 
 impl<'a> Scanner<'a> {
     /// Begins at the start of a text. `standard_strings`: whether `standard_conforming_strings` is on.
     pub(super) fn new(sql: &'a [u8], standard_strings: bool) -> Self {
-        Self { rest: sql, standard_strings }
+        Self { rest: sql, standard_strings, decodes: false }
+    }
+
+    /// Reads escapes and code points too: what is written in them then comes as [`Token::Text`] or [`Token::Quoted`].
+    pub(super) fn decoding(mut self) -> Self {
+        self.decodes = true;
+        self
     }
 
     pub(super) fn peek(&self) -> Option<Token> {
-        Scanner { rest: self.rest, standard_strings: self.standard_strings }.next()
+        self.clone().next()
     }
 
     pub(super) fn next(&mut self) -> Option<Token> {
@@ -42,14 +51,14 @@ impl<'a> Scanner<'a> {
                 (b'e', [b'\'', ..]) => self.constant(2, true),
                 (b'b' | b'x', [b'\'', ..]) => self.constant(2, false),
                 (b'n', [b'\'', ..]) => self.constant(2, !self.standard_strings),
-                (b'u', [b'&', b'\'', ..]) => {
-                    self.constant(3, false);
-                    Token::Other
-                }
-                (b'u', [b'&', b'"', ..]) => {
-                    self.quoted(3, b'"', false);
-                    Token::Other
-                }
+                (b'u', [b'&', b'\'', ..]) => match self.constant(3, false) {
+                    Token::Text(value) if self.decodes => Token::Text(code_points(&value)),
+                    _ => Token::Other,
+                },
+                (b'u', [b'&', b'"', ..]) => match self.quoted(3, b'"', false).0 {
+                    name if self.decodes => Token::Quoted(code_points(&name)),
+                    _ => Token::Other,
+                },
                 _ => self.word(),
             }),
             _ => {
@@ -98,7 +107,7 @@ impl<'a> Scanner<'a> {
             value.extend(more);
             escaped |= more_escaped;
         }
-        if escaped { Token::Other } else { Token::Text(value) }
+        if escaped && !self.decodes { Token::Other } else { Token::Text(value) }
     }
 
     /// Up to the closing quote; doubled quotes stand for one. Whether a backslash escaped something.
@@ -107,9 +116,9 @@ impl<'a> Scanner<'a> {
         let (mut value, mut escaped) = (Vec::new(), false);
         loop {
             match rest {
-                [b'\\', _, after @ ..] if backslashes => {
+                [b'\\', after @ ..] if backslashes && !after.is_empty() => {
                     escaped = true;
-                    rest = after;
+                    rest = unescape(after, &mut value);
                 }
                 [a, b, after @ ..] if *a == quote && *b == quote => {
                     value.push(quote);
@@ -146,6 +155,70 @@ impl<'a> Scanner<'a> {
         self.rest = &body[length + delimiter.len()..];
         Token::Text(body[..length].to_vec())
     }
+}
+
+/// Behind a backslash in a string constant with escapes (PostgreSQL documentation, 4.1.2.2). What follows it.
+fn unescape<'a>(after: &'a [u8], value: &mut Vec<u8>) -> &'a [u8] {
+    let digits = |from: &'a [u8], radix: u32, most: usize| {
+        let is_digit = |byte: &&u8| char::from(**byte).is_digit(radix);
+        let count = from.iter().take(most).take_while(is_digit).count();
+        let text = std::str::from_utf8(&from[..count]).unwrap_or_default();
+        (u32::from_str_radix(text, radix).ok(), &from[count..])
+    };
+    let (read, most) = match after[0] {
+        b'x' => (digits(&after[1..], 16, 2), true),
+        b'u' => (digits(&after[1..], 16, 4), false),
+        b'U' => (digits(&after[1..], 16, 8), false),
+        b'0'..=b'7' => (digits(after, 8, 3), true),
+        other => {
+            value.push(match other {
+                b'b' => 8,
+                b'f' => 12,
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                other => other,
+            });
+            return &after[1..];
+        }
+    };
+    match read {
+        (Some(byte), rest) if most => {
+            value.push((byte & 0xff) as u8);
+            rest
+        }
+        (Some(point), rest) => {
+            value.extend(char::from_u32(point).unwrap_or('?').encode_utf8(&mut [0; 4]).bytes());
+            rest
+        }
+        // It stands for itself.
+        (None, _) => {
+            value.push(after[0]);
+            &after[1..]
+        }
+    }
+}
+
+/// `\0061` and `\+000061` in a constant or name with code points (4.1.2.3); another character than the backslash, which
+/// UESCAPE may name, is not read.
+fn code_points(text: &[u8]) -> Vec<u8> {
+    let (mut value, mut rest) = (Vec::new(), text);
+    while let Some((&first, after)) = rest.split_first() {
+        let (skip, length) = if after.first() == Some(&b'+') { (1, 6) } else { (0, 4) };
+        let digits = after.get(skip..skip + length).and_then(|digits| std::str::from_utf8(digits).ok());
+        let point = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(char::from_u32);
+        match point.filter(|_| first == b'\\') {
+            Some(point) => {
+                value.extend(point.encode_utf8(&mut [0; 4]).bytes());
+                rest = &after[skip + length..];
+            }
+            None => {
+                value.push(first);
+                rest = after;
+            }
+        }
+    }
+    value
 }
 
 /// What follows a block comment whose opening is past.

@@ -30,6 +30,18 @@ pub fn from_startup(parameters: &BTreeMap<String, String>) -> Result<(Settings, 
         match name.to_ascii_lowercase().as_str() {
             "pgtenant.organization" => wanted.organization = Some(value),
             "pgtenant.project" => wanted.project = Some(value),
+            "pgtenant.sign_in" => {
+                wanted.by_oauth = match value.as_str() {
+                    "oauth" => true,
+                    "jwt" | "scram" => false,
+                    _ => {
+                        let message =
+                            format!("invalid value for parameter \"pgtenant.sign_in\": \"{value}\"");
+                        let report = Report::new(Sqlstate::INVALID_PARAMETER, message);
+                        return Err(report.hint("Use oauth or jwt; without it, a user that may sign in by either is asked for a password."));
+                    }
+                }
+            }
             _ => insert(&mut settings, name, value)?,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
 
+use super::inert;
 use super::seal::SealedContext;
 use super::settings::Settings;
 use crate::wire::speak;
@@ -39,8 +40,8 @@ const BIND_SQL: &str = "SELECT pg_catalog.setseed($1::pg_catalog.float8), pg_cat
      AND pg_catalog.set_config('pgtenant.claims', $3::pg_catalog.text, false) IS NOT NULL, $4::pg_catalog.text";
 
 /// The same for a client that keeps its server, with its locks and its seed.
-const REBIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, false) IS NOT NULL \
-     AND pg_catalog.set_config('pgtenant.claims', $2::pg_catalog.text, false) IS NOT NULL";
+const REBIND_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.seal', $1::pg_catalog.text, $3::pg_catalog.bool) IS NOT NULL \
+     AND pg_catalog.set_config('pgtenant.claims', $2::pg_catalog.text, $3::pg_catalog.bool) IS NOT NULL";
 
 /// What DISCARD ALL does (PostgreSQL documentation, "DISCARD"), but for advisory locks, which [`BIND_SQL`] releases: as
 /// statements that may share a transaction with others, which DISCARD ALL itself refuses.
@@ -76,15 +77,26 @@ static LIGHT_WIPE: LazyLock<Bytes> = LazyLock::new(|| {
 });
 
 /// Asked of a clean server: whether a new session's transactions are those that [`WIPES`] set; and whether there are no
-/// functions that say IMMUTABLE, but for those of PostgreSQL, of extensions and in C. Such a one may say so and read a
-/// setting or a table, and then its result is a constant in plans.
-pub const POSTURE: &str = "SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
-     AND pg_catalog.current_setting('transaction_read_only') = 'off', \
-     NOT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
-       WHERE p.provolatile = 'i' AND l.lanname NOT IN ('internal', 'c') \
-       AND p.pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace) \
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass \
-         AND d.objid = p.oid AND d.deptype = 'e'))";
+/// functions, but for those of PostgreSQL and of extensions, that
+/// - say IMMUTABLE and are not in C: such a one may say so and read a setting or a table, and then its result is a
+///   constant in plans;
+/// - have a name that an inert text may call: another one than PostgreSQL's would run;
+/// - can be called like a column, of a row or of whatever has any type: `(value).name` and `table.name` are calls too.
+pub static POSTURE: LazyLock<String> = LazyLock::new(|| {
+    let names = inert::callable().collect::<Vec<_>>().join(",");
+    format!(
+        "SELECT pg_catalog.current_setting('transaction_isolation') = 'read committed' \
+         AND pg_catalog.current_setting('transaction_read_only') = 'off', \
+         NOT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+           WHERE p.pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace) \
+           AND (p.provolatile = 'i' AND l.lanname NOT IN ('internal', 'c') \
+             OR p.proname = ANY ('{{{names}}}'::pg_catalog.name[]) \
+             OR p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1 AND EXISTS (SELECT FROM pg_catalog.pg_type a \
+               WHERE a.oid = p.proargtypes[0] AND a.typtype IN ('c', 'p'))) \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass \
+             AND d.objid = p.oid AND d.deptype = 'e'))"
+    )
+});
 
 /// The messages that wipe, up to the Parse of what binds: always the same.
 static WIPE: LazyLock<Bytes> = LazyLock::new(|| {
@@ -100,7 +112,7 @@ static WIPE: LazyLock<Bytes> = LazyLock::new(|| {
 /// A new session needs only this to be clean: PostgreSQL starts it without anyone's state. The answer to [`POSTURE`]
 /// comes back first.
 pub fn prepare(out: &mut BytesMut) {
-    speak::query(POSTURE, out);
+    speak::query(&POSTURE, out);
     speak::parse(NAMED[0], BIND_SQL, out);
     speak::sync(out);
 }
@@ -168,11 +180,9 @@ pub fn bind(
 /// Binds a server anew that its client keeps, between two of its transactions. Whatever the client dropped or prepared
 /// meanwhile, the statements are ours: each is closed and parsed first, and the unnamed one stays the client's.
 /// Writes nothing (and says so) when there is nothing to bind.
-pub fn rebind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
-    if let Some((sealed, payload)) = sealed {
-        speak::close_statement(REBIND.as_bytes(), out);
-        speak::parse(REBIND, REBIND_SQL, out);
-        speak::bind_and_execute(REBIND, &[sealed.text().as_bytes(), payload.as_bytes()], out);
+pub fn rebind(sealed: Option<(&str, &str)>, settings: &Settings, out: &mut BytesMut) -> bool {
+    if let Some((seal, payload)) = sealed {
+        put_under(seal, payload, false, out);
     }
     if !settings.is_empty() {
         speak::close_statement(SETTINGS.as_bytes(), out);
@@ -184,6 +194,17 @@ pub fn rebind(sealed: Option<(&SealedContext, &str)>, settings: &Settings, out: 
         speak::sync(out);
     }
     something
+}
+
+/// Puts a server under another context, whatever its transaction has done so far; with `is_local` until that ends. No seal
+/// at all is none. What the client has as its unnamed statement and portal stays. Writes no Sync. Answers: CloseComplete
+/// twice, ParseComplete, BindComplete, a row, CommandComplete.
+pub fn put_under(seal: &str, payload: &str, is_local: bool, out: &mut BytesMut) {
+    let is_local = if is_local { b"t" } else { b"f" };
+    speak::close_portal(REBIND, out);
+    speak::close_statement(REBIND.as_bytes(), out);
+    speak::parse(REBIND, REBIND_SQL, out);
+    speak::bind_portal_and_execute(REBIND, REBIND, &[seal.as_bytes(), payload.as_bytes(), is_local], out);
 }
 
 /// Sets settings for the session, by a prepared statement of this name.

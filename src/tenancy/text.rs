@@ -76,7 +76,13 @@ static HIDDEN: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
     AhoCorasick::builder().ascii_case_insensitive(true).build(words).ok()
 });
 
-/// The longest of them.
+/// The same of what would bring a token to a server.
+static TOKENS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+    let words = ["pgtenant.token", "pgtenant\".\"token", "pgtenant\".token", "pgtenant.\"token"];
+    AhoCorasick::builder().ascii_case_insensitive(true).build(words).ok()
+});
+
+/// The longest of them, less one byte.
 const LONGEST_HIDDEN: usize = 15;
 
 /// A text that is too long to be read, watched for such words while it passes.
@@ -84,14 +90,18 @@ const LONGEST_HIDDEN: usize = 15;
 pub struct Watch {
     /// The end of what has passed.
     tail: Vec<u8>,
+    /// The setting of the token was named in it.
+    pub names_token: bool,
 }
 
 impl Watch {
     /// Whether such a word is in what passes now, or ends there.
     pub fn sees(&mut self, passing: &[u8]) -> bool {
         let is_in = |text: &[u8]| HIDDEN.as_ref().is_none_or(|words| words.is_match(text));
+        let names_token = |text: &[u8]| TOKENS.as_ref().is_none_or(|words| words.is_match(text));
         self.tail.extend_from_slice(&passing[..passing.len().min(LONGEST_HIDDEN)]);
         let is_seen = is_in(&self.tail) || is_in(passing);
+        self.names_token |= names_token(&self.tail) || names_token(passing);
         self.tail.extend_from_slice(&passing[passing.len().min(LONGEST_HIDDEN)..]);
         self.tail.drain(..self.tail.len().saturating_sub(LONGEST_HIDDEN));
         is_seen
@@ -271,6 +281,12 @@ impl Touched {
         for name in &other.names {
             self.name(name.clone().into_bytes());
         }
+    }
+
+    /// A setting of this name is about to be changed for the session.
+    pub fn sets(&mut self, name: Vec<u8>) {
+        self.session = true;
+        self.name(name);
     }
 
     /// Behind SET.

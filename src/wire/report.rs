@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use pgwire::messages::Message;
-use pgwire::messages::response::ErrorResponse;
+use pgwire::messages::response::{ErrorResponse, NoticeResponse};
 
 use super::frame::split_cstr;
 use super::violation::Violation;
@@ -26,6 +26,12 @@ impl Sqlstate {
     pub const RESERVED_NAME: Self = Self("42939");
     /// invalid_parameter_value
     pub const INVALID_PARAMETER: Self = Self("22023");
+    /// undefined_parameter
+    pub const UNDEFINED_PARAMETER: Self = Self("42P02");
+    /// no_active_sql_transaction
+    pub const NO_TRANSACTION: Self = Self("25P01");
+    /// in_failed_sql_transaction
+    pub const FAILED_TRANSACTION: Self = Self("25P02");
     /// invalid_authorization_specification
     pub const INVALID_AUTHORIZATION: Self = Self("28000");
     /// invalid_password
@@ -102,7 +108,16 @@ impl Report {
         self.encode("ERROR", out);
     }
 
+    /// Encodes as WARNING: nothing has failed.
+    pub fn warning(&self, out: &mut BytesMut) {
+        encode(&NoticeResponse::new(self.fields("WARNING")), out);
+    }
+
     fn encode(&self, severity: &str, out: &mut BytesMut) {
+        encode(&ErrorResponse::new(self.fields(severity)), out);
+    }
+
+    fn fields(&self, severity: &str) -> Vec<(u8, String)> {
         let mut fields = vec![
             (b'S', severity.to_owned()),
             (b'V', severity.to_owned()),
@@ -112,7 +127,7 @@ impl Report {
         fields.extend(self.detail.as_deref().map(|d| (b'D', without_nul(d))));
         fields.extend(self.hint.as_deref().map(|h| (b'H', without_nul(h))));
         fields.extend(self.routine.map(|routine| (b'R', routine.to_owned())));
-        encode(&ErrorResponse::new(fields), out);
+        fields
     }
 }
 

@@ -158,9 +158,15 @@ pub fn close_statement(name: &[u8], out: &mut BytesMut) {
 ///
 /// Written by hand: it is on the path of every transaction, and parameters need not be copied into a message first.
 pub fn bind_and_execute(statement: &str, parameters: &[&[u8]], out: &mut BytesMut) {
+    bind_portal_and_execute("", statement, parameters, out);
+}
+
+/// The same by a portal of this name, which must not exist: the unnamed one stays as it is.
+pub fn bind_portal_and_execute(portal: &str, statement: &str, parameters: &[&[u8]], out: &mut BytesMut) {
     let values: usize = parameters.iter().map(|value| 4 + value.len()).sum();
     out.put_u8(tag::BIND);
-    out.put_i32((4 + 1 + statement.len() + 1 + 2 + 2 + values + 2) as i32);
+    out.put_i32((4 + portal.len() + 1 + statement.len() + 1 + 2 + 2 + values + 2) as i32);
+    out.put_slice(portal.as_bytes());
     out.put_u8(0);
     out.put_slice(statement.as_bytes());
     out.put_u8(0);
@@ -171,7 +177,17 @@ pub fn bind_and_execute(statement: &str, parameters: &[&[u8]], out: &mut BytesMu
         out.put_slice(value);
     }
     out.put_i16(0);
-    encode(&ext::Execute::new(None, 0), out);
+    let portal = (!portal.is_empty()).then(|| portal.to_owned());
+    encode(&ext::Execute::new(portal, 0), out);
+}
+
+/// Close of a portal.
+pub fn close_portal(name: &str, out: &mut BytesMut) {
+    out.put_u8(tag::CLOSE);
+    out.put_i32((4 + 1 + name.len() + 1) as i32);
+    out.put_u8(b'P');
+    out.put_slice(name.as_bytes());
+    out.put_u8(0);
 }
 
 /// Sync.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEPER = ROOT / "src/cli/demo/throwaway.sh"
-ISSUER = "https://login.drivers.pgtenant/"
+ISSUER = "https://login.drivers.pgtenant"
 
 # Runs $@ until standard input ends: also when whoever holds the other end was killed.
 LEASH = 'exec 3<&0; "$@" </dev/null 3<&- & pid=$!; trap "kill $pid" TERM; read -r _ <&3; kill $pid 2>/dev/null; wait $pid'
@@ -160,7 +160,7 @@ host = "127.0.0.1"
 port = {self.postgres.port}
 {databases}
 [roles.app]
-sign_in = ["jwt"]
+sign_in = ["jwt", "oauth"]
 tenancy = "required"
 server_password = {{ file = "app" }}
 [roles.service]

@@ -78,17 +78,15 @@ def cell(verdict, columns, driver, column, case):
     return f"{word} {took:.2f}"
 
 
-def write(results, own, verdict, absent, missing, token, postgres, modes, sign_ins):
+def write(results, own, verdict, absent, missing, postgres, modes, sign_ins):
     columns = ["direct", *(f"{mode} {sign_in}" for mode in modes for sign_in in sign_ins)]
     version = postgres.sql("postgres", "SHOW server_version").split()[0]
     lines = [
         "# Drivers", "",
         "Written by `make drivers`; [README.md](README.md) says what the cases are and how they are compared.", "",
-        f"PostgreSQL {version}, {platform.system()} {platform.machine()}.", "",
+        f"PostgreSQL {version}, {platform.system()} {platform.machine()}.",
     ]
     lines += [f"- `pool_mode = \"{mode}\"` is not built yet." for mode in missing]
-    if not token:
-        lines.append("- A token changed on a live connection (`SET pgtenant.token`) is not built yet.")
     lines += [f"- {name} is absent: {reason}" for name, reason in absent.items()]
     if results:
         lines += ["", "## Summary", "", row(["driver", "version", *columns]), row(["---"] * (2 + len(columns)))]
@@ -97,13 +95,9 @@ def write(results, own, verdict, absent, missing, token, postgres, modes, sign_i
         lines += ["", "A number in brackets is the reason of a known difference, below; seconds follow.", ""]
     for driver, runs in results.items():
         cases = list(dict.fromkeys(case for run in runs.values() for case in run.cases))
-        if not token:
-            cases.append("token")
         lines += [f"## {driver}", "", row(["case", *columns]), row(["---"] * (1 + len(columns)))]
         for case in cases:
             cells = [cell(verdict, runs, driver, column, case) for column in columns]
-            if case == "token" and not token:
-                cells = [NOT_BUILT if column.endswith("jwt") else NONE for column in columns]
             lines.append(row([case, *cells]))
         lines.append("")
     lines += suites_text(own, verdict)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -146,8 +147,9 @@ impl Member {
             let _ = client.batch_execute("ROLLBACK").await;
         }
         // Settings follow their client: it takes its own back, however short a time it gave its statements.
-        for attempt in 0.. {
-            assert!(attempt < 100, "its own settings stay");
+        let since = Instant::now();
+        loop {
+            assert!(since.elapsed() < Duration::from_secs(60), "its own settings stay");
             let _ = client.batch_execute("RESET ALL").await;
             if let Ok(Some(timeout)) = value(client, "SHOW statement_timeout").await
                 && timeout == "0"

@@ -15,7 +15,7 @@ use crate::harness::postgres::{self, password_of};
 use crate::harness::{eventually, org};
 
 const POSTGRESQL: &[&[u8]] = &[b"postgresql"];
-const REFUSED: &str = "changed certificates cannot be used";
+const REFUSED: &str = "changed files cannot be used";
 
 async fn believes(gate: &Gate, authority: &Authority) -> bool {
     direct(gate, authority.client(POSTGRESQL, None)).await.is_ok()
@@ -85,7 +85,7 @@ async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
 async fn with_address(authority: &Authority, gate: &Gate) -> rustls::ClientConfig {
     replace(gate.config().folder(), &authority.issue(&["localhost", "127.0.0.1"]));
     eventually("the address in the certificate", async || {
-        gate.log().contains("certificates were loaded anew").then_some(())
+        gate.log().contains("files were loaded anew").then_some(())
     })
     .await;
     authority.client(&[], None)

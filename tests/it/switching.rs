@@ -77,6 +77,25 @@ async fn a_server_changes_hands_in_one_batch() {
     }
 }
 
+/// A cleaning drops plans; so none is done ahead for clients who need none.
+#[tokio::test]
+async fn servers_that_change_hands_in_one_batch_are_not_cleaned_ahead() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    let mut clients = Vec::new();
+    for n in 1..=3 {
+        clients.push(raw(&gate, n).await);
+    }
+    for _ in 0..30 {
+        for (client, n) in clients.iter_mut().zip(1..) {
+            assert_eq!(plain(client, BODIES).await.rows, rows_of(n));
+        }
+    }
+    // Each server is new once, and perhaps cleaned once before it was known how its clients follow each other.
+    let bound = metric(&gate, "pgtenant_binds_total{database=\"app\",kind=\"bound\"}").await;
+    assert!(bound <= 4.0, "{bound}");
+}
+
 /// What is left out of sight, how to look for it, and what the next client must see.
 const LEFTOVERS: [(&str, &str, &str); 12] = [
     ("SET work_mem = '77MB'", "SELECT current_setting('work_mem') <> '77MB'", "t"),
@@ -414,4 +433,23 @@ async fn whatever_fails_where_nothing_crosses_over() {
     let row = admin.query_one(check, &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
     assert!(written > 50 && row.get::<_, i64>(0) >= i64::from(written), "{written}");
+}
+
+/// `(value).name` is a call of a function of that name.
+#[tokio::test]
+async fn a_call_without_parentheses_bends_no_plan() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let call =
+        "SELECT ('SELECT to_tsvector(set_config(''transform_null_equals'', ''on'', false))'::text).ts_stat";
+    let text = "SELECT count(*) FROM items WHERE (body = NULL) IS NOT NULL";
+    let (mut first, mut second) = (raw(&gate, 1).await, raw(&gate, 2).await);
+    for raw in [&mut first, &mut second] {
+        plain(raw, BODIES).await;
+    }
+    plain(&mut first, call).await;
+    prepare(&mut first, "s", text).await;
+    run(&mut first, "s").await;
+    prepare(&mut second, "s", text).await;
+    assert_eq!(one(&run(&mut second, "s").await), "0");
 }

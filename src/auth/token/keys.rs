@@ -2,8 +2,10 @@
 
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rsa::PublicEncryptingKey;
 use aws_lc_rs::signature::{
@@ -14,6 +16,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use serde_json::Value;
 
 use super::TokenError;
+use super::refresh::Refresh;
 use crate::auth::strict_json;
 use crate::config::{Issuer, Jwt, KeySource};
 
@@ -49,20 +52,54 @@ impl Keys {
         let mut issuers: Vec<IssuerKeys> = Vec::new();
         for issuer in &jwt.issuers {
             let failed = |problem| KeysError { issuer: issuer.issuer.clone(), problem };
-            if issuers.iter().any(|other| other.issuer == issuer.issuer) {
+            if issuers.iter().any(|other| other.config.issuer == issuer.issuer) {
                 return Err(failed("is configured twice; give it all its keys in one JWK Set".to_owned()));
             }
+            let keys = KeySet(issuer_keys(issuer).map_err(failed)?);
             issuers.push(IssuerKeys {
-                issuer: issuer.issuer.clone(),
-                audience: issuer.audience.clone(),
-                keys: issuer_keys(issuer).map_err(failed)?,
+                index: issuers.len(),
+                config: issuer.clone(),
+                keys: ArcSwap::from_pointee(keys),
+                refresh: Refresh::default(),
             });
         }
         Ok(Self { issuers, leeway: jwt.leeway })
     }
 
     pub(super) fn issuer(&self, name: &str) -> Option<&IssuerKeys> {
-        self.issuers.iter().find(|known| known.issuer == name)
+        self.issuers.iter().find(|known| known.config.issuer == name)
+    }
+
+    pub(super) fn at(&self, index: usize) -> Option<&IssuerKeys> {
+        self.issuers.get(index)
+    }
+
+    /// The issuers, in the order in which the configuration names them.
+    pub fn issuers(&self) -> impl Iterator<Item = &Issuer> {
+        self.issuers.iter().map(|issuer| &issuer.config)
+    }
+
+    /// Reads an issuer's file again. Tokens are verified by the former keys until the new ones are known to be usable.
+    ///
+    /// # Errors
+    /// The file holds no usable key: the former ones stay.
+    pub fn reload(&self, index: usize) -> Result<(), KeysError> {
+        let Some(issuer) = self.issuers.get(index) else { return Ok(()) };
+        let keys = issuer_keys(&issuer.config).map_err(|problem| issuer.failed(problem))?;
+        issuer.keys.store(Arc::new(KeySet(keys)));
+        Ok(())
+    }
+
+    /// Takes a JWK Set that was fetched for an issuer. Returns how many keys of it are usable.
+    ///
+    /// # Errors
+    /// None is: the former ones stay.
+    pub fn take(&self, index: usize, jwks: &[u8]) -> Result<usize, KeysError> {
+        let Some(issuer) = self.issuers.get(index) else { return Ok(0) };
+        let keys = of_jwks(jwks, &issuer.config).map_err(|problem| issuer.failed(problem))?;
+        let count = keys.len();
+        issuer.keys.store(Arc::new(KeySet(keys)));
+        Ok(count)
     }
 
     pub(super) fn leeway(&self) -> Duration {
@@ -72,15 +109,43 @@ impl Keys {
 
 /// One issuer, to whom no other issuer's key speaks.
 pub(super) struct IssuerKeys {
-    pub(super) issuer: String,
-    pub(super) audience: Vec<String>,
-    keys: Vec<VerificationKey>,
+    pub(super) index: usize,
+    pub(super) config: Issuer,
+    keys: ArcSwap<KeySet>,
+    pub(super) refresh: Refresh,
 }
 
+/// An issuer's keys at one time.
+pub(super) struct KeySet(Vec<VerificationKey>);
+
 impl IssuerKeys {
+    /// The keys as they are now.
+    pub(super) fn current(&self) -> Arc<KeySet> {
+        self.keys.load_full()
+    }
+
+    fn failed(&self, problem: String) -> KeysError {
+        KeysError { issuer: self.config.issuer.clone(), problem }
+    }
+}
+
+impl KeySet {
+    /// Whether no token can be verified.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The one key that may have made a token with this header.
-    pub(super) fn choose(&self, algorithm: &str, kid: Option<&str>) -> Result<&VerificationKey, TokenError> {
-        let mut of_algorithm = self.keys.iter().filter(|key| name(key.algorithm) == algorithm).peekable();
+    pub(super) fn choose(
+        &self,
+        algorithm: &str,
+        kid: Option<&str>,
+        issuer: usize,
+    ) -> Result<&VerificationKey, TokenError> {
+        if self.is_empty() {
+            return Err(TokenError::UnknownKey(issuer));
+        }
+        let mut of_algorithm = self.0.iter().filter(|key| name(key.algorithm) == algorithm).peekable();
         if of_algorithm.peek().is_none() {
             return Err(TokenError::Signature("its algorithm is not accepted from this issuer"));
         }
@@ -91,7 +156,7 @@ impl IssuerKeys {
         });
         match (candidates.next(), candidates.next()) {
             (Some(key), None) => Ok(key),
-            (None, _) => Err(TokenError::Signature("the issuer has no key with its kid")),
+            (None, _) => Err(TokenError::UnknownKey(issuer)),
             (Some(_), Some(_)) => {
                 Err(TokenError::Signature("it does not say which of the issuer's keys made it"))
             }
@@ -133,6 +198,8 @@ fn issuer_keys(issuer: &Issuer) -> Result<Vec<VerificationKey>, String> {
             let key = read(file).and_then(|pem| of_pem(&pem, issuer)).map_err(failed)?;
             Ok(vec![key])
         }
+        // It is fetched when the proxy runs.
+        KeySource::JwksUrl(_) => Ok(Vec::new()),
         KeySource::JwksFile(file) => {
             let failed = |problem| format!("jwks_file {}: {problem}", file.display());
             read(file).and_then(|text| of_jwks(&text, issuer)).map_err(failed)

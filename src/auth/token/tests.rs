@@ -25,7 +25,7 @@ const PUBLIC: &str = "https://login.example/";
 const SHARED: &str = "https://shared.example/";
 
 const NO_KEY_MADE_IT: TokenError = TokenError::Signature("no key of the issuer made it");
-const NO_SUCH_KID: TokenError = TokenError::Signature("the issuer has no key with its kid");
+const NO_SUCH_KID: TokenError = TokenError::UnknownKey(0);
 const NO_SUCH_ALGORITHM: TokenError = TokenError::Signature("its algorithm is not accepted from this issuer");
 const WHICH_KEY: TokenError = TokenError::Signature("it does not say which of the issuer's keys made it");
 const BRINGS_A_KEY: TokenError = TokenError::Malformed("its header brings a key");
@@ -65,7 +65,13 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
 
 fn issuer(issuer: &str, algorithms: &[&str], keys: KeySource) -> Issuer {
     let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-    Issuer { issuer: issuer.to_owned(), audience: texts(&["pgtenant"]), algorithms: texts(algorithms), keys }
+    Issuer {
+        issuer: issuer.to_owned(),
+        audience: texts(&["pgtenant"]),
+        algorithms: texts(algorithms),
+        oauth_scope: String::new(),
+        keys,
+    }
 }
 
 fn load(issuers: Vec<Issuer>) -> Result<Keys, String> {

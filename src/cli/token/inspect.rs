@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, Format, NO, load, refusal, times, usage};
 use crate::auth::token::{self, Keys, MAX_TOKEN_BYTES, TokenError};
+use crate::server::fetch_keys;
 use crate::tenancy::context::{Mapping, MappingError, Wanted};
 
 /// Options of `token inspect`.
@@ -79,6 +81,13 @@ impl From<MappingError> for Refused {
 fn verify(text: &str, file: &Path, now: SystemTime) -> Result<Verdict, Failure> {
     let config = load(file).map_err(Failure::Silent)?;
     let keys = Keys::load(&config.jwt).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    let keys = Arc::new(keys);
+    if keys.are_fetched() {
+        let runtime = crate::cli::runtime().map_err(|error| usage(error.to_string()))?;
+        for (issuer, reason) in runtime.block_on(fetch_keys(&keys)) {
+            eprintln!("pgtenant: the keys of issuer \"{issuer}\" cannot be fetched: {reason}");
+        }
+    }
     let mapping =
         Mapping { claims: config.claims, id_type: config.context.id_type, leeway: config.jwt.leeway };
     Ok(judge(text, &keys, &mapping, now))

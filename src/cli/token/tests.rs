@@ -58,6 +58,7 @@ fn keys(algorithm: &str, source: KeySource) -> Keys {
         issuer: "i".to_owned(),
         audience: vec!["a".to_owned()],
         algorithms: vec![algorithm.to_owned()],
+        oauth_scope: String::new(),
         keys: source,
     };
     Keys::load(&Jwt { issuers: vec![issuer], leeway: Duration::ZERO }).unwrap()

@@ -1,4 +1,4 @@
-//! Whether a server has seen nothing but texts that read and write rows.
+//! What a server may still have of others: texts that were more than rows, and answers that are not due.
 
 use super::Ledger;
 use crate::pool::due::Due;
@@ -20,5 +20,15 @@ impl Ledger {
         let was_loud = self.is_loud;
         self.push(Due::Query(None));
         self.is_loud = was_loud;
+    }
+
+    /// Everything that could come has come.
+    pub fn has_settled(&mut self) {
+        self.strays = 0;
+    }
+
+    /// Whether more ReadyForQuery may come than are due: the server must not serve anyone else.
+    pub fn has_strays(&self) -> bool {
+        self.strays > 0
     }
 }

@@ -6,6 +6,21 @@ use crate::pool::statement::Shape;
 use crate::pool::switch::Switch;
 
 impl Ledger {
+    /// Whether the next answer is to the proxy's own switch of contexts within a transaction.
+    pub fn is_rebinding(&self) -> bool {
+        matches!(self.due.front(), Some(Due::TowardsRebind | Due::Rebind(_)))
+    }
+
+    /// Whether what was sent last ends a batch: nothing of one is outstanding whose end is still to come.
+    pub fn is_between_batches(&self) -> bool {
+        matches!(self.due.back(), None | Some(Due::Sync | Due::Query(_))) && !self.is_copying
+    }
+
+    /// Whether the server takes copy data, and nothing else.
+    pub fn is_in_copy(&self) -> bool {
+        self.is_copying
+    }
+
     /// Whether a statement's result is being looked at.
     pub fn is_verifying(&self, id: u64) -> bool {
         self.due.iter().any(|due| matches!(due, Due::Verify(statement, _) if statement.id == id))

@@ -52,14 +52,9 @@ impl UsedServer {
     /// transaction: nothing visible was left on it, it has the settings that it will have, and its transactions are those
     /// that a wipe makes.
     pub fn may_switch(&self, terms: &Terms) -> bool {
-        let Core { kept, ledger, .. } = &*self.core;
         // Once in a while it is cleaned in a step of its own, and asked whether it may keep plans.
-        let is_to_be_asked = ledger.is_quiet() && kept.is_in_doubt();
-        !self.is_dirty
-            && kept.is_standard
-            && !is_to_be_asked
-            && self.core.bound_with == Some(terms.settings_digest())
-            && !terms.has_own_transactions()
+        let is_to_be_asked = self.core.ledger.is_quiet() && self.core.kept.is_in_doubt();
+        !self.is_dirty && !is_to_be_asked && self.core.suits_switching(terms)
     }
 
     /// Cleans it and puts it under another context, in one batch with what its client sends next, up to the Sync. Where
@@ -135,9 +130,25 @@ impl UsedServer {
         self.core.ledger.is_cleaned();
         self.core.prove(&nonce).await?;
         if self.core.kept.is_in_doubt() {
-            speak::query(statements::POSTURE, &mut self.core.outgoing);
+            speak::query(&statements::POSTURE, &mut self.core.outgoing);
             self.core.hear_posture(1).await?;
         }
         Ok(CleanServer(self.core))
+    }
+}
+
+impl Core {
+    /// Whether the settings with which it was last bound, and its transactions, are those of a client with these terms.
+    fn suits_switching(&self, terms: &Terms) -> bool {
+        self.kept.is_standard
+            && self.bound_with == Some(terms.settings_digest())
+            && !terms.has_own_transactions()
+    }
+}
+
+impl CleanServer {
+    /// Whether these terms needed a clean one: no cheaper way led from its last client's terms to them.
+    pub fn was_needed(&self, terms: &Terms) -> bool {
+        !self.0.suits_switching(terms)
     }
 }

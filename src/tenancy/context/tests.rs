@@ -22,6 +22,7 @@ fn verified(mut claims: Value) -> VerifiedClaims {
         issuer: "i".to_owned(),
         audience: vec!["a".to_owned()],
         algorithms: vec!["HS256".to_owned()],
+        oauth_scope: String::new(),
         keys: KeySource::Secret(Secret::new(key.private_text().to_vec())),
     };
     let keys = token::Keys::load(&Jwt { issuers: vec![issuer], leeway: Duration::ZERO }).unwrap();
@@ -83,7 +84,7 @@ fn one_of_several_is_chosen_at_start_up_and_never_one_outside() {
     let other = ORG.replace("01", "02");
     let claims = json!({ "org_id": [ORG, other] });
     let choose = |wanted: &str| {
-        let wanted = Wanted { organization: Some(wanted.to_owned()), project: None };
+        let wanted = Wanted { organization: Some(wanted.to_owned()), project: None, by_oauth: false };
         mapping(IdType::Uuid).resolve(&verified(claims.clone()), &wanted)
     };
     assert_eq!(choose(&other).unwrap().organization().as_str(), other);

@@ -8,6 +8,7 @@ APP = os.environ["PGAPPNAME"]
 # Of a token: its organization, a second token, and that one's organization. Empty without tenancy.
 TENANT, TOKEN, OTHER = (os.environ.get(f"CASES_{name}", "") for name in ("TENANT", "TOKEN", "OTHER"))
 ROWS = 1000
+ISSUER = os.environ.get("CASES_ISSUER", "")
 # The certificate that a server shows, which is its own root; and whether the server is the proxy.
 ROOT, PROXY = os.environ["CASES_ROOT"], bool(os.environ.get("CASES_PROXY"))
 

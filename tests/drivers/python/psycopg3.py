@@ -1,11 +1,14 @@
 """psycopg 3: cases."""
 
+import ctypes
+import glob
+import os
 import threading
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
-from cases import APP, OTHER, PROXY, ROOT, ROWS, TENANT, TOKEN, run
+from cases import APP, ISSUER, OTHER, PROXY, ROOT, ROWS, TENANT, TOKEN, run
 
 
 def fresh(**options):
@@ -47,6 +50,39 @@ def protocol():
             c.execute("SELECT pg_sleep(20)")
         except psycopg.Error as e:
             return f"{c.pgconn.full_protocol_version} {e.sqlstate}"
+
+
+class BearerRequest(ctypes.Structure):
+    """PGoauthBearerRequest of libpq 18 (PostgreSQL documentation, "OAuth Support" of libpq)."""
+    _fields_ = [("openid_configuration", ctypes.c_char_p), ("scope", ctypes.c_char_p), ("step", ctypes.c_void_p),
+                ("cleanup", ctypes.c_void_p), ("token", ctypes.c_char_p), ("user", ctypes.c_void_p)]
+
+
+def oauth():
+    """A token by OAUTHBEARER: libpq 18 asks the server where to get one, and its hook has it."""
+    if not TENANT or psycopg.pq.version() < 180000:
+        return None
+    seen = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(BearerRequest))
+    def hook(kind, connection, request):
+        if kind != 1:
+            return 0
+        place = request.contents.openid_configuration.decode()
+        seen.append("discovery" if place == f"{ISSUER}/.well-known/openid-configuration" else place)
+        request.contents.token = os.environ["PGPASSWORD"].encode()
+        return 1
+
+    folder = os.path.join(os.path.dirname(psycopg.__path__[0]), "psycopg_binary.libs")
+    libpq = ctypes.CDLL(glob.glob(os.path.join(folder, "libpq-*"))[0])
+    libpq.PQsetAuthDataHook.argtypes = [ctypes.c_void_p]
+    libpq.PQsetAuthDataHook(hook)
+    try:
+        with fresh(oauth_issuer=ISSUER, oauth_client_id="cases", options="-c pgtenant.sign_in=oauth") as c:
+            owner = c.execute("SELECT owner()").fetchone()[0]
+        return f"{' '.join(seen)} {'own' if owner == TENANT else owner}"
+    finally:
+        libpq.PQsetAuthDataHook(None)
 
 
 def types():
@@ -268,5 +304,5 @@ def token():
 
 
 run(f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}), libpq {psycopg.pq.version() // 10000}",
-    [connect, encrypted, direct_tls, protocol, types, prepared, evicted, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel, setting, notice,
+    [connect, encrypted, direct_tls, oauth, protocol, types, prepared, evicted, transaction, error, batch, pipeline, pipeline_error, copy, cursor, cancel, setting, notice,
      large, concurrent, session_state, listen, tenant, token])

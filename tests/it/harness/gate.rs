@@ -19,6 +19,7 @@ use super::postgres::{Database, password_of};
 pub struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     issuers: Vec<Issuer>,
+    jwks_url: Option<String>,
     files: Vec<(String, Vec<u8>)>,
     environment: Vec<(String, String)>,
     appended: String,
@@ -56,16 +57,19 @@ impl Written {
 }
 
 impl Setup {
+    /// Failed sign-ins cost nothing: many tests are about them.
     pub fn new(port: u16, dbname: &str) -> Self {
         let setup = Self {
             sections: BTreeMap::new(),
             issuers: vec![Issuer::es256()],
+            jwks_url: None,
             files: Vec::new(),
             environment: Vec::new(),
             appended: String::new(),
         };
         setup
             .set("listen", "tcp", r#"["127.0.0.1:0"]"#)
+            .set("listen", "failed_sign_in_delay", "\"0s\"")
             .set("admin", "http", r#""127.0.0.1:0""#)
             .set("servers.main", "host", r#""127.0.0.1""#)
             .set("servers.main", "port", &port.to_string())
@@ -149,6 +153,12 @@ impl Setup {
         self
     }
 
+    /// The first issuer's keys are fetched from there, whose certificate this authority has signed.
+    pub fn jwks(mut self, url: &str, authority: &str) -> Self {
+        self.jwks_url = Some(url.to_owned());
+        self.file("jwks-ca.crt", authority)
+    }
+
     /// Appends text as it is.
     pub fn toml(mut self, text: &str) -> Self {
         self.appended.push_str(text);
@@ -170,7 +180,10 @@ impl Setup {
                 _ if issuer.algorithm.name() == "HS256" => {
                     format!("secret = {{ file = \"issuer-{index}\" }}")
                 }
-                _ => format!("jwks_file = \"issuer-{index}\""),
+                _ => match self.jwks_url.as_ref().filter(|_| index == 0) {
+                    Some(url) => format!("jwks_url = {url:?}\njwks_ca = \"jwks-ca.crt\""),
+                    None => format!("jwks_file = \"issuer-{index}\""),
+                },
             };
             writeln!(
                 text,

@@ -9,6 +9,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod endpoint;
 pub mod gate;
 pub mod issuer;
 pub mod postgres;

@@ -1,0 +1,236 @@
+//! Where one client's tokens are judged: at its sign-in, and later on its connection.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::gate::Gate;
+use crate::auth::token::{self, TokenError, VerifiedClaims};
+use crate::config::{Role, Tenancy};
+use crate::net::listen::Peer;
+use crate::observe::log;
+use crate::tenancy::context::{TenantContext, Wanted};
+use crate::tenancy::token_command::{Given, TokenText};
+use crate::wire::report::{Report, Sqlstate};
+
+/// Why a token is refused.
+pub(super) struct Refused {
+    /// What the client is told.
+    pub(super) report: Box<Report>,
+    /// What the log says more; never a part of the token.
+    pub(super) detail: String,
+}
+
+impl Refused {
+    fn new(message: impl Into<String>, detail: impl Into<String>) -> Self {
+        let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
+            .hint("Send a current JSON Web Token of an issuer that pgtenant knows.");
+        Self { report: Box::new(report), detail: detail.into() }
+    }
+}
+
+/// What a token says, if it is good. Waits for the issuer's keys where it names one that is not known.
+///
+/// # Errors
+/// It is not.
+pub(super) async fn verified(gate: &Gate, token: &[u8]) -> Result<VerifiedClaims, Refused> {
+    fetch_keys_for(gate, token).await;
+    verify(gate, token)
+}
+
+/// The context that a token gives to who signs in as a role; none for a role without tenants. Waits likewise.
+///
+/// # Errors
+/// The token is not good, or gives no context.
+pub(super) async fn context(
+    gate: &Gate,
+    role: &Role,
+    wanted: &Wanted,
+    token: &[u8],
+) -> Result<Option<TenantContext>, Refused> {
+    fetch_keys_for(gate, token).await;
+    resolve(gate, role, wanted, &verify(gate, token)?)
+}
+
+fn verify(gate: &Gate, token: &[u8]) -> Result<VerifiedClaims, Refused> {
+    let text =
+        std::str::from_utf8(token).map_err(|_| Refused::new("token refused: malformed", "not UTF-8"))?;
+    token::verify(text, &gate.settings.keys, SystemTime::now()).map_err(|error| {
+        if let TokenError::UnknownKey(issuer) = error {
+            gate.settings.keys.wants_refresh(issuer);
+        }
+        Refused::new(error.to_string(), error.detail())
+    })
+}
+
+/// The context that verified claims give to who signs in as a role; none for a role without tenants.
+///
+/// # Errors
+/// They give no context.
+pub(super) fn resolve(
+    gate: &Gate,
+    role: &Role,
+    wanted: &Wanted,
+    verified: &VerifiedClaims,
+) -> Result<Option<TenantContext>, Refused> {
+    if role.tenancy == Tenancy::None {
+        return Ok(None);
+    }
+    let context = gate.settings.mapping.resolve(verified, wanted);
+    context.map(Some).map_err(|error| Refused::new("token refused: no organization", error.to_string()))
+}
+
+/// A token may be made by a key that its issuer has only just begun to use.
+async fn fetch_keys_for(gate: &Gate, token: &[u8]) {
+    let keys = &gate.settings.keys;
+    if keys.are_fetched()
+        && let Ok(text) = std::str::from_utf8(token)
+        && let Err(TokenError::UnknownKey(issuer)) = token::verify(text, keys, SystemTime::now())
+    {
+        keys.refreshed(issuer).await;
+    }
+}
+
+/// Whether a client's next transaction may begin, as far as its token is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// As its context says.
+    Good,
+    /// It brought no token yet, and its role demands one.
+    Missing,
+    /// The last token that it gave was refused.
+    Refused,
+}
+
+/// Whose context a client's transactions run under.
+#[derive(Clone)]
+pub struct Held {
+    /// The context, if there is one.
+    pub context: Option<Arc<TenantContext>>,
+    /// Whether anything may run under it.
+    pub standing: Standing,
+}
+
+/// One client's.
+pub struct Desk {
+    gate: Arc<Gate>,
+    role: Arc<Role>,
+    wanted: Wanted,
+    peer: Peer,
+    at_sign_in: Held,
+}
+
+impl Desk {
+    /// For a client that has signed in with this context.
+    pub(super) fn new(
+        gate: Arc<Gate>,
+        role: Arc<Role>,
+        wanted: Wanted,
+        peer: Peer,
+        context: Option<Arc<TenantContext>>,
+    ) -> Self {
+        let is_missing = context.is_none() && role.tenancy == Tenancy::Required;
+        let standing = if is_missing { Standing::Missing } else { Standing::Good };
+        Self { gate, role, wanted, peer, at_sign_in: Held { context, standing } }
+    }
+
+    /// What the client signed in with.
+    pub fn at_sign_in(&self) -> &Held {
+        &self.at_sign_in
+    }
+
+    /// Waits for the keys that a token command needs, where they are not known.
+    pub async fn fetches_keys_for(&self, given: &Given<TokenText>) {
+        if let Given::Constant(token) = given {
+            fetch_keys_for(&self.gate, token.expose()).await;
+        }
+    }
+
+    /// The database refused the seal of a client's context: it was tampered with, or the client tried to.
+    pub fn seal_refused(&self, context: Option<&TenantContext>) {
+        let organization = context.map_or("", |context| context.organization().as_str());
+        let subject = context.map_or("", TenantContext::subject);
+        tracing::warn!(
+            target: log::SECURITY,
+            event = "seal_refused",
+            peer = %self.peer,
+            user = %self.role.name,
+            organization,
+            subject,
+            "the database refused a seal; the server is closed"
+        );
+    }
+
+    /// What a token command gives the client.
+    ///
+    /// # Errors
+    /// It gives none; the log has been told why.
+    pub fn judge(&self, given: &Given<TokenText>) -> Result<Held, Denied> {
+        let Given::Constant(token) = given else { return Ok(self.at_sign_in.clone()) };
+        if self.role.tenancy == Tenancy::None {
+            let report = Report::new(
+                Sqlstate::NOT_SUPPORTED,
+                format!("role \"{}\" has no tenant context that a token could switch", self.role.name),
+            );
+            let hint =
+                "Give the role tenancy = \"required\" or \"optional\" in the configuration of pgtenant.";
+            return Err(Denied { report: report.hint(hint), is_refused: false });
+        }
+        let verified = verify(&self.gate, token.expose());
+        match verified.and_then(|verified| resolve(&self.gate, &self.role, &self.wanted, &verified)) {
+            Ok(context) => {
+                let context = context.map(Arc::new);
+                let subject = context.as_deref().map_or("", TenantContext::subject);
+                tracing::debug!(peer = %self.peer, user = %self.role.name, subject, "token switched");
+                crate::observe::metrics::sign_in("switched");
+                Ok(Held { context, standing: Standing::Good })
+            }
+            Err(Refused { report, detail }) => {
+                crate::observe::metrics::sign_in("token_refused");
+                tracing::info!(
+                    target: log::SECURITY,
+                    event = "token_refused",
+                    peer = %self.peer,
+                    user = %self.role.name,
+                    reason = report.message.as_str(),
+                    detail,
+                    "a switch of tokens was refused"
+                );
+                Err(Denied { report: *report, is_refused: true })
+            }
+        }
+    }
+}
+
+/// A token command that fails.
+pub struct Denied {
+    /// What the client is told.
+    pub report: Report,
+    /// The token is refused: the client has no context from now on.
+    pub is_refused: bool,
+}
+
+impl Held {
+    /// After a token that was refused: nothing runs.
+    pub fn refused() -> Self {
+        Self { context: None, standing: Standing::Refused }
+    }
+
+    /// Why a transaction cannot begin now, if it cannot.
+    pub fn refusal(&self, now: SystemTime) -> Option<Report> {
+        let (message, hint) = match self.standing {
+            Standing::Missing => ("no tenant context", "Bring a token first: SET pgtenant.token = '...'."),
+            Standing::Refused => (
+                "no tenant context: the last token was refused",
+                "Bring a good one (SET pgtenant.token = '...'), or RESET pgtenant.token to go back to the one \
+                 signed in with.",
+            ),
+            Standing::Good if self.context.as_ref().is_none_or(|context| context.is_current(now)) => {
+                return None;
+            }
+            Standing::Good => {
+                ("token expired", "Bring a current one: SET pgtenant.token = '...', or connect again.")
+            }
+        };
+        Some(Report::new(Sqlstate::INVALID_AUTHORIZATION, message).hint(hint))
+    }
+}

@@ -1,0 +1,68 @@
+//! Token commands within a transaction.
+
+use super::Turn;
+use crate::pool::due::Due;
+use crate::session::bar::Bar;
+use crate::session::desk::{Denied, Standing};
+use crate::session::tokens::Asked;
+use crate::wire::report::{Report, Sqlstate};
+use crate::wire::speak;
+
+/// Switches for the session that are remembered of one transaction.
+const MAX_SWITCHES: usize = 64;
+
+impl Turn<'_> {
+    /// Puts the server under what a token command asks for, from this message on: as part of the client's transaction, so
+    /// that it is undone where PostgreSQL undoes what stands around it.
+    ///
+    /// # Errors
+    /// There is no key to seal with, or the transaction switches too often.
+    pub(super) fn switch_token(&mut self, asked: &Asked) -> Result<(), Report> {
+        let held = match self.client.desk.judge(&asked.value) {
+            Ok(held) => held,
+            Err(denied) => {
+                self.deny(asked, &denied);
+                return Ok(());
+            }
+        };
+        // Any of them may hold in the end, by a savepoint.
+        if !asked.is_local && self.changes.switched.len() == MAX_SWITCHES {
+            let report =
+                Report::new(Sqlstate::LIMIT_EXCEEDED, "too many switches of tokens in one transaction");
+            self.deny(asked, &Denied { report, is_refused: false });
+            return Ok(());
+        }
+        let seal = self.pool.put_under(
+            &mut self.server,
+            held.context.as_deref(),
+            asked.is_local,
+            &asked.answer(),
+        )?;
+        if asked.is_simple {
+            speak::sync(self.server.outgoing());
+            self.server.owe(Due::Sync);
+        }
+        if !asked.is_local {
+            self.changes.switched.push((seal, held.clone()));
+        }
+        match held.standing {
+            Standing::Missing => self.client.requests.bar(Some(Bar::Missing)),
+            _ => self.client.requests.lift_bar(),
+        }
+        Ok(())
+    }
+
+    /// The transaction fails, and nothing more runs in it.
+    fn deny(&mut self, asked: &Asked, denied: &Denied) {
+        let requests = &mut self.client.requests;
+        if asked.is_simple {
+            requests.say_query_error(&denied.report, &mut self.server);
+        } else {
+            requests.say_error(&denied.report, &mut self.server);
+        }
+        if denied.is_refused {
+            requests.bar(Some(Bar::Refused));
+            self.changes.refused = true;
+        }
+    }
+}
