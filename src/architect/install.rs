@@ -7,7 +7,7 @@ use crate::config::{Context, IdType};
 use crate::tenancy::seal::{key_id, pads};
 
 /// Version of the SQL interface that this program installs and needs.
-pub const INTERFACE_VERSION: i32 = 1;
+pub const INTERFACE_VERSION: i32 = 2;
 
 /// Why nothing was installed.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +23,23 @@ pub enum InstallError {
     Logged(String),
 }
 
-/// Installs the interface for `roles`, and the configured keys, in one transaction: a failure leaves everything as it was.
+/// Whom the interface is installed for.
+#[derive(Debug, Clone, Default)]
+pub struct Grants {
+    /// Roles that may use it.
+    pub roles: Vec<String>,
+    /// They lose what would get past the proxy's guard over plain settings; the roles without tenants, which are named here,
+    /// keep it.
+    pub harden: Option<Vec<String>>,
+}
+
+/// Installs the interface for roles, and the configured keys, in one transaction: a failure leaves everything as it was.
 ///
 /// # Errors
 /// See [`InstallError`].
-pub async fn run(client: &mut Client, context: &Context, roles: &[String]) -> Result<(), InstallError> {
+pub async fn run(client: &mut Client, context: &Context, grants: &Grants) -> Result<(), InstallError> {
     let transaction = client.transaction().await?;
-    transaction.batch_execute(&interface(context, roles)).await?;
+    transaction.batch_execute(&interface(context, grants)).await?;
     // Last, after all that may fail, and as parameters: the text of a statement can end up in a log.
     silence(&transaction).await?;
     let mut kids = Vec::new();
@@ -44,8 +54,8 @@ pub async fn run(client: &mut Client, context: &Context, roles: &[String]) -> Re
 }
 
 /// The SQL as people may look at it or run it: everything but the keys.
-pub fn shown(context: &Context, roles: &[String]) -> String {
-    let mut sql = interface(context, roles);
+pub fn shown(context: &Context, grants: &Grants) -> String {
+    let mut sql = interface(context, grants);
     for key in &context.seal_keys {
         sql.push_str(&format!(
             "\n-- The key's two pads (RFC 2104) are not shown.\n\
@@ -93,7 +103,7 @@ async fn silence(transaction: &Transaction<'_>) -> Result<(), InstallError> {
     Ok(())
 }
 
-fn interface(context: &Context, roles: &[String]) -> String {
+fn interface(context: &Context, grants: &Grants) -> String {
     let id_type = match context.id_type {
         IdType::Uuid => "uuid",
         IdType::Bigint => "bigint",
@@ -107,7 +117,8 @@ fn interface(context: &Context, roles: &[String]) -> String {
         "\nINSERT INTO pgtenant.interface (version, id_type) VALUES ({INTERFACE_VERSION}, '{id_type}')\n    \
          ON CONFLICT (only_row) DO UPDATE SET version = excluded.version, id_type = excluded.id_type;\n",
     ));
-    for role in roles {
+    sql.push_str(&context_settings(context));
+    for role in &grants.roles {
         let role = quote_identifier(role);
         sql.push_str(&format!(
             "\nGRANT USAGE ON SCHEMA pgtenant TO {role};\n\
@@ -116,7 +127,38 @@ fn interface(context: &Context, roles: &[String]) -> String {
              pgtenant.require_organization({id_type}) TO {role};\n",
         ));
     }
+    if let Some(plain) = &grants.harden {
+        sql.push('\n');
+        sql.push_str(include_str!("sql/harden.sql"));
+        for (role, each) in grants
+            .roles
+            .iter()
+            .map(|role| (role, include_str!("sql/hardened.sql")))
+            .chain(plain.iter().map(|role| (role, include_str!("sql/unhardened.sql"))))
+        {
+            sql.push('\n');
+            let text = quote_literal(role);
+            sql.push_str(&each.replace("{role}", &quote_identifier(role)).replace("{role_text}", &text));
+        }
+    }
     sql
+}
+
+/// Which settings are bound with a context, as the database is told. Their names need no quotes.
+fn context_settings(context: &Context) -> String {
+    let names = context.settings.iter().map(|setting| format!("'{}'", setting.name)).collect::<Vec<_>>();
+    let mut sql = String::from("\nDELETE FROM pgtenant.context_settings;\n");
+    if !names.is_empty() {
+        let rows = names.join("), (");
+        sql.push_str(&format!("INSERT INTO pgtenant.context_settings (name) VALUES ({rows});\n"));
+    }
+    sql
+}
+
+/// `'text'`, as `quote_literal` writes it.
+fn quote_literal(text: &str) -> String {
+    let escapes = if text.contains('\\') { "E" } else { "" };
+    format!("{escapes}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 /// `"name"`, as `quote_ident` writes it.
@@ -136,10 +178,17 @@ mod tests {
             id_type: IdType::Bigint,
             seal_keys: vec![Secret::new(vec![7; 32])],
             seal_lifetime: Duration::from_secs(60),
+            settings: Vec::new(),
         };
-        let shown = shown(&context, &["app".to_owned()]);
+        let grants = Grants { roles: vec!["app".to_owned()], harden: Some(vec!["it's".to_owned()]) };
+        let shown = shown(&context, &grants);
         assert!(!shown.contains("\\x"), "a key in hexadecimal");
         assert!(!shown.contains("{id_type}") && !shown.contains("{verify"), "a placeholder was left");
         assert!(shown.contains("pgtenant.require_organization(bigint)"));
+        assert!(
+            !shown.contains("{role")
+                && shown
+                    .contains("format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), 'it''s')")
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! `pgtenant check`: all mistakes of a configuration at once, and with `--connect` what the servers lack.
 
 mod posture;
+mod tier;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use crate::net::dial::Dialer;
 use crate::net::tls;
 use crate::pool::server::{CleanServer, Place, Shard};
 use crate::server::fetch_keys;
+use crate::tenancy::statements::Binder;
+use tier::Tier;
 
 /// The server that is asked is closed at once; no age matters.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -55,7 +58,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
                         line: m.line,
                         message: m.message.clone(),
                     };
-                    print_json(&mistakes.list.iter().map(finding).collect::<Vec<_>>());
+                    let findings: Vec<_> = mistakes.list.iter().map(finding).collect();
+                    print_json(&findings);
                 }
             }
             return ExitCode::from(BAD_USAGE);
@@ -130,10 +134,11 @@ async fn online(config: &Config, format: Format) -> Vec<Finding> {
     for database in config.databases.values() {
         for role in config.roles.values() {
             let key = format!("databases.{} as {}", database.name, role.name);
-            let found = sign_in(config, database, role).await;
+            let (tier, found) = sign_in(config, database, role).await;
             if format == Format::Text {
                 let count = found.len();
-                println!("{key}: {}", if count == 0 { "ok".to_owned() } else { format!("{count} found") });
+                let said = if count == 0 { "ok".to_owned() } else { format!("{count} found") };
+                println!("{key}: {said}{}", tier.map_or(String::new(), |tier| format!(" ({})", tier.name())));
             }
             findings.extend(found.into_iter().map(|message| finding(&key, message)));
         }
@@ -141,23 +146,21 @@ async fn online(config: &Config, format: Format) -> Vec<Finding> {
     findings
 }
 
-async fn sign_in(config: &Config, database: &Database, role: &Role) -> Vec<String> {
-    let tls = match tls::watched_connector(&database.server) {
-        Ok(tls) => tls.map(Arc::new),
-        Err(error) => return vec![error.to_string()],
-    };
+async fn sign_in(config: &Config, database: &Database, role: &Role) -> (Option<Tier>, Vec<String>) {
+    match ask(database, role).await {
+        Ok(answer) => posture::judge(config, role, &answer),
+        Err(sentence) => (None, vec![sentence]),
+    }
+}
+
+/// What a server answers to [`posture::QUESTION`], or why it does not.
+async fn ask(database: &Database, role: &Role) -> Result<Vec<String>, String> {
+    let tls = tls::watched_connector(&database.server).map_err(|e| e.to_string())?.map(Arc::new);
     let (server, password) = (database.server.clone(), role.server_password.clone());
     let dialer = Dialer::new(server, tls, &database.dbname, &role.name, password);
-    let dialled = match dialer.dial().await {
-        Ok(dialled) => dialled,
-        Err(error) => return vec![error.to_string()],
-    };
-    let server = match CleanServer::prepare(dialled, Shard(0), Place::new(|| {}), MAX_AGE).await {
-        Ok(server) => server,
-        Err(error) => return vec![error.to_string()],
-    };
-    match server.ask(posture::QUESTION).await {
-        Ok(answer) => posture::judge(config, role, &answer),
-        Err(error) => vec![error.to_string()],
-    }
+    let dialled = dialer.dial().await.map_err(|e| e.to_string())?;
+    let place = Place::new(|| {});
+    let server = CleanServer::prepare(dialled, Shard(0), place, MAX_AGE, Binder::default()).await;
+    let server = server.map_err(|e| e.to_string())?;
+    server.ask(posture::QUESTION).await.map_err(|e| e.to_string())
 }

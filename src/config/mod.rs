@@ -3,6 +3,7 @@
 //! [`load`] reads TOML and reports *all* mistakes at once, each with its key and line. Keys that the contract
 //! names but this version does not build yet are mistakes too: nothing is silently ignored.
 
+mod context;
 mod document;
 mod places;
 mod read;
@@ -271,6 +272,36 @@ pub struct Context {
     pub seal_keys: Vec<Secret>,
     /// How long a seal is honoured by the database.
     pub seal_lifetime: Duration,
+    /// Further settings that are bound with the context, for policies that read them.
+    pub settings: Vec<ContextSetting>,
+}
+
+/// A setting that is bound with the context, and that no client may change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextSetting {
+    /// Its name, in lower case and with a dot in it: PostgreSQL takes any such name (chapter "Customized Options").
+    pub name: String,
+    /// What it is set to.
+    pub value: SettingValue,
+}
+
+/// What a setting is set to when a context is bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SettingValue {
+    /// This text, whatever the token says.
+    Literal(String),
+    /// `$organization`
+    Organization,
+    /// `$project`; empty where the context is a whole organization.
+    Project,
+    /// `$subject`
+    Subject,
+    /// `$roles`, as a JSON array.
+    Roles,
+    /// `$claims`, as a JSON object.
+    Claims,
+    /// `$claims.path`: a string as it is, anything else as JSON, empty where there is none.
+    Claim(String),
 }
 
 /// Type of the tenant ids.

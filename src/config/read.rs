@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use toml::de::DeTable;
 
+use super::context::context;
 use super::document::{Book, Item, Mistake, Mistakes, Section};
 use super::places::{admin, listen, servers};
 use super::*;
@@ -374,52 +374,6 @@ fn claim_path(item: &Item<'_, '_>) -> Option<String> {
         return None;
     }
     Some(path)
-}
-
-fn context(section: &Section<'_, '_>, is_needed: bool) -> Context {
-    section.not_built("settings", "policies can use pgtenant.claim(...)");
-    let id_types = [("uuid", IdType::Uuid), ("bigint", IdType::Bigint), ("text", IdType::Text)];
-    let items = match section.get("seal_key") {
-        None => Vec::new(),
-        Some(item) if item.is_array() => item.items().unwrap_or_default(),
-        Some(item) => vec![item],
-    };
-    if is_needed && items.is_empty() {
-        section.note_at(
-            "seal_key",
-            "is missing: a role is tenant-scoped; make a key with: openssl rand -base64 32",
-        );
-    }
-    let mut seal_keys: Vec<Secret> = Vec::new();
-    for item in items {
-        let twice = item.pin();
-        match seal_key(item) {
-            Some(key) if seal_keys.iter().any(|other| other.expose() == key.expose()) => {
-                twice.note("stands twice; a key is replaced by another one");
-            }
-            key => seal_keys.extend(key),
-        }
-    }
-    Context {
-        id_type: or(section.get("id_type").map(|i| i.choice(&id_types)), IdType::Uuid),
-        seal_keys,
-        seal_lifetime: or(
-            section.get("seal_lifetime").map(|i| i.duration(10 * SECOND, 60 * SECOND)),
-            60 * SECOND,
-        ),
-    }
-}
-
-fn seal_key(item: Item<'_, '_>) -> Option<Secret> {
-    let wrong = item.pin();
-    let text = item.secret()?;
-    match base64::engine::general_purpose::STANDARD.decode(text.expose()) {
-        Ok(key) if key.len() == 32 => Some(Secret::new(key)),
-        _ => {
-            wrong.note("must be 32 random bytes in base64; make one with: openssl rand -base64 32");
-            None
-        }
-    }
 }
 
 fn budget(section: &Section<'_, '_>) -> Duration {

@@ -80,7 +80,6 @@ fn what_is_not_built_is_named_and_never_ignored() {
             "server = \"main\"\npool.per_organization = 3",
             "databases.other.pool.per_organization",
         ),
-        ("[context.settings]", "\"a.b\" = \"$claims\"", "context.settings"),
         ("[limits]", "queries_per_second = 0", "limits"),
         ("[budget]", "objective = 0.999", "budget.objective"),
         ("[budget]", "slow_log = true", "budget.slow_log"),
@@ -415,5 +414,32 @@ fn every_example_loads() {
         let config = parse_with(&text, &example, &env);
         assert!(config.is_ok(), "{}", config.unwrap_err());
         assert!(crate::auth::token::Keys::load(&config.unwrap().jwt).is_ok(), "{}", example.display());
+    }
+}
+
+#[test]
+fn settings_of_the_context_are_read_and_mistakes_in_them_named() {
+    let with = |lines: &str| format!("{SMALL}[context.settings]\n{lines}\n");
+    let config =
+        read_text(&with("\"App.Org\" = \"$organization\"\n\"app.a\" = \"$claims.x.y\"\n\"app.b\" = \"$$5\""));
+    let settings = config.unwrap().context.settings;
+    let expected = [
+        ("app.a", SettingValue::Claim("x.y".to_owned())),
+        ("app.b", SettingValue::Literal("$5".to_owned())),
+        ("app.org", SettingValue::Organization),
+    ];
+    let expected = expected.map(|(name, value)| ContextSetting { name: name.to_owned(), value });
+    assert_eq!(settings, expected);
+    for (line, said) in [
+        ("organization = \"$organization\"", "context.settings.organization: is no name for a setting"),
+        ("\"app.x-y\" = \"1\"", "is no name for a setting"),
+        ("\"PgTenant.Seal\" = \"1\"", "is pgtenant's own"),
+        ("\"a.b\" = \"1\"\n\"A.b\" = \"2\"", "stands twice"),
+        ("\"a.b\" = \"$tenant\"", "must be $organization, $project"),
+        ("\"a.b\" = \"$claims.\"", "must be $organization, $project"),
+        ("\"a.b\" = 5", "must be a string in quotes"),
+    ] {
+        let found = refused(&with(line));
+        assert!(found.contains(said), "{line}: {found}");
     }
 }

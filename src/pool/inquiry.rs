@@ -3,24 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use super::due::Due;
 use super::ledger::TransactionOver;
 use super::server::{BoundServer, TermsDigest, Unclean};
-use crate::tenancy::seal::SealedContext;
 use crate::tenancy::settings::Settings;
 use crate::tenancy::statements;
 use crate::wire::{message, tag};
 
 impl BoundServer {
-    /// Queues what puts it under another context, or none, within its client's transaction.
-    pub(super) fn put_under(&mut self, bound: Option<(&SealedContext, &str)>, is_local: bool, answer: &[u8]) {
-        let (seal, payload) = bound.map_or(("", ""), |(sealed, payload)| (sealed.text(), payload));
-        statements::put_under(seal, payload, is_local, self.outgoing());
-        // Close twice, Parse, Bind; and the execution.
-        (0..4).for_each(|_| self.owe(Due::TowardsRebind));
-        self.owe(Due::Rebind(answer.into()));
-    }
-
     /// The seal that its session has. The transaction must be over, and is over afterwards. `None` if PostgreSQL refuses
     /// to tell.
     ///

@@ -21,6 +21,7 @@ use crate::observe::metrics::DatabaseMetrics;
 use crate::tenancy::context::TenantContext;
 use crate::tenancy::seal::{SealedContext, Sealer, ServerPid};
 use crate::tenancy::settings::Settings;
+use crate::tenancy::statements::Binder;
 use crate::wire::report::{Report, Sqlstate};
 
 /// Kinds of settings at sign-in whose trial is remembered.
@@ -40,6 +41,8 @@ pub struct PoolSettings {
     pub limits: PoolLimits,
     /// Makes the seals; none where no key is configured, and then no context can be bound.
     pub sealer: Option<Arc<Sealer>>,
+    /// Writes what binds and cleans its servers.
+    pub binder: Binder,
     /// Where it reports.
     pub metrics: Arc<DatabaseMetrics>,
 }

@@ -12,7 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
@@ -25,10 +25,8 @@ use super::terms::{SettingsDigest, Terms};
 use crate::net::buffer::Buffer;
 use crate::net::dial::Dialled;
 use crate::net::stream::Stream;
-use crate::tenancy::context::TenantContext;
 use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
-use crate::tenancy::settings::Settings;
-use crate::tenancy::statements;
+use crate::tenancy::statements::{self, Binder};
 use crate::wire::frame::{HEADER, peek};
 use crate::wire::report::ServerReport;
 use crate::wire::startup::CancelKey;
@@ -42,6 +40,7 @@ const MAX_STATEMENTS: usize = 1_000;
 
 mod chance;
 mod idle;
+mod rebound;
 mod used;
 
 use chance::{nonce, seed, spread};
@@ -82,6 +81,7 @@ struct Core {
     ledger: Ledger,
     key: Arc<CancelKey>,
     kept: Kept,
+    binder: Binder,
     /// The settings that it was bound with, while they are what it has.
     bound_with: Option<SettingsDigest>,
     /// When it is closed at the latest, once it is idle.
@@ -148,8 +148,9 @@ impl Core {
         Ok(())
     }
 
-    /// Reads the answer to [`statements::POSTURE`], up to the ReadyForQuery of that number.
-    async fn hear_posture(&mut self, mut batches: usize) -> Result<(), Unclean> {
+    /// Reads the answer to [`statements::POSTURE`], up to the ReadyForQuery of that number. Whether the role's rights are
+    /// those that are reckoned with.
+    async fn hear_posture(&mut self, mut batches: usize) -> Result<bool, Unclean> {
         let mut row = Vec::new();
         let answered = self.acknowledge_in_time(|kind, body| {
             if kind == tag::DATA_ROW {
@@ -162,7 +163,7 @@ impl Core {
         let is_yes = |column: usize| row.get(column).is_some_and(|text| text == "t");
         self.kept.is_standard = is_yes(0);
         self.kept.is_answered(is_yes(1));
-        Ok(())
+        Ok(self.binder.expects(is_yes(2)))
     }
 
     /// Whether an idle server said something or closed: notices are dropped, anything else ends it.
@@ -205,6 +206,9 @@ pub enum Unclean {
     /// PostgreSQL refused a statement of the cleaning.
     #[error("PostgreSQL refused it: {} ({})", .0.message, .0.code)]
     Refused(ServerReport),
+    /// The role may call what it could not before, or the other way round: a new server will be prepared for that.
+    #[error("the database was hardened, or no longer is")]
+    Hardened,
     /// The system has no random bytes to give.
     #[error("no random bytes")]
     Random,
@@ -226,6 +230,7 @@ impl CleanServer {
         shard: Shard,
         place: Place,
         max_age: Duration,
+        binder: Binder,
     ) -> Result<Self, Unclean> {
         // Boxed: a server changes hands many times.
         let mut core = Box::new(Core {
@@ -235,13 +240,17 @@ impl CleanServer {
             ledger: Ledger::default(),
             key: Arc::new(dialled.key),
             kept: Kept::default(),
+            binder,
             bound_with: None,
             retires: Instant::now() + spread(max_age)?,
             shard,
             _place: place,
         });
-        statements::prepare(&mut core.outgoing);
-        core.hear_posture(2).await?;
+        core.binder.prepare(&mut core.outgoing);
+        if !core.hear_posture(2).await? {
+            core.binder.harden(&mut core.outgoing);
+            core.acknowledge_in_time(|kind, _| kind == tag::READY_FOR_QUERY).await?;
+        }
         Ok(Self(core))
     }
 
@@ -287,7 +296,8 @@ impl CleanServer {
         }
         if sealed.is_some() || !terms.settings().is_empty() {
             let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
-            statements::bind(statements::NAMED, bound, terms.settings(), (seed()?, ""), &mut core.outgoing);
+            let seed = (seed()?, "");
+            core.binder.bind(statements::NAMED, bound, terms.settings(), seed, &mut core.outgoing);
         }
         if !core.outgoing.is_empty() {
             speak::sync(&mut core.outgoing);
@@ -347,33 +357,6 @@ impl BoundServer {
     /// Whether it must be closed: a refused seal, a FATAL error.
     pub fn is_doomed(&self) -> bool {
         self.state.is_doomed
-    }
-
-    /// Whether a client that keeps it needs it bound anew: the seal lapses, or a RESET took what was bound.
-    pub fn needs_binding(&self, now: SystemTime) -> bool {
-        self.state.has_reset || self.lapse.is_some_and(|lapse| !lapse.is_fresh(now))
-    }
-
-    /// Binds it anew for the client that keeps it, under the same terms, between two of its transactions.
-    pub fn rebind(
-        &mut self,
-        _over: &TransactionOver,
-        sealed: Option<(&SealedContext, &TenantContext)>,
-        settings: &Settings,
-    ) {
-        let bound = sealed.map(|(sealed, context)| (sealed.text(), context.payload()));
-        // Where the client has no context (any more), none may be left of what it had, whichever way it got that.
-        let bound = bound.or(Some(("", "")));
-        if statements::rebind(bound, settings, &mut self.core.outgoing) {
-            self.core.ledger.push(Due::Binding);
-        }
-        self.state.has_reset = false;
-        self.lapse = sealed.map(|(sealed, _)| sealed.lapse());
-    }
-
-    /// Its client has another context from now on.
-    pub fn is_to_be_bound_anew(&mut self) {
-        self.state.has_reset = true;
     }
 
     /// After a COPY that failed, more answers may come than are due. Waits until they have, for the client that keeps

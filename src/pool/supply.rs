@@ -37,7 +37,9 @@ impl Pool {
             let error = match self.settings.dialer.dial().await {
                 Ok(dialled) => {
                     let parameters = Arc::new(dialled.parameters.clone());
-                    match CleanServer::prepare(dialled, shard, place, max_age).await {
+                    match CleanServer::prepare(dialled, shard, place, max_age, self.settings.binder.clone())
+                        .await
+                    {
                         Ok(server) => self.opened(parameters, server),
                         Err(unclean) => {
                             tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");

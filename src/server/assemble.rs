@@ -20,8 +20,10 @@ use crate::net::watched::{Watch, Watched};
 use crate::observe::metrics::{self, DatabaseMetrics};
 use crate::pool::{Pool, PoolSettings};
 use crate::session::{Gate, GateSettings};
-use crate::tenancy::context::Mapping;
+use crate::tenancy::context::{Mapping, no_payload};
+use crate::tenancy::guard::Guard;
 use crate::tenancy::seal::Sealer;
+use crate::tenancy::statements::Binder;
 
 /// Everything that a proxy is made of, before it listens.
 pub(super) struct Assembled {
@@ -79,6 +81,10 @@ fn pools(config: &Config, watches: &mut Watches) -> Result<Pools, ServeError> {
                 mode: database.pool_mode,
                 limits: database.pool,
                 sealer: sealer.clone().filter(|_| role.tenancy != Tenancy::None),
+                binder: match role.tenancy {
+                    Tenancy::None => Binder::default(),
+                    _ => Binder::new(&no_payload(&config.context.settings)),
+                },
                 metrics: metrics.clone(),
             });
             pools.add(&database.name, &role.name, pool);
@@ -135,7 +141,9 @@ fn gate(
             claims: config.claims.clone(),
             id_type: config.context.id_type,
             leeway: config.jwt.leeway,
+            settings: config.context.settings.clone(),
         },
+        guard: Arc::new(Guard::new(&config.context.settings)),
         pools,
     }))
 }

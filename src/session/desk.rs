@@ -9,6 +9,7 @@ use crate::config::{Role, Tenancy};
 use crate::net::listen::Peer;
 use crate::observe::log;
 use crate::tenancy::context::{TenantContext, Wanted};
+use crate::tenancy::guard::Guard;
 use crate::tenancy::token_command::{Given, TokenText};
 use crate::wire::report::{Report, Sqlstate};
 
@@ -131,6 +132,11 @@ impl Desk {
         let is_missing = context.is_none() && role.tenancy == Tenancy::Required;
         let standing = if is_missing { Standing::Missing } else { Standing::Good };
         Self { gate, role, wanted, peer, at_sign_in: Held { context, standing } }
+    }
+
+    /// What guards the context's settings; nothing for who has no context.
+    pub fn guard(&self) -> Option<&Arc<Guard>> {
+        (self.role.tenancy != Tenancy::None).then_some(&self.gate.settings.guard)
     }
 
     /// What the client signed in with.

@@ -17,6 +17,7 @@ use crate::net::tls::Shown;
 use crate::net::watched::Watched;
 use crate::pool::Pool;
 use crate::tenancy::context::Mapping;
+use crate::tenancy::guard::Guard;
 
 /// What a gate is made of.
 pub struct GateSettings {
@@ -40,6 +41,8 @@ pub struct GateSettings {
     pub keys: Arc<Keys>,
     /// Where the context is in a token.
     pub mapping: Mapping,
+    /// What clients with a context may not change.
+    pub guard: Arc<Guard>,
     /// A pool for each database and role.
     pub pools: HashMap<(String, String), Arc<Pool>>,
 }

@@ -20,7 +20,7 @@ use super::reported::Reported;
 use super::throttle::Cost;
 use super::turn;
 use crate::auth::token::MAX_TOKEN_BYTES;
-use crate::config::Role;
+use crate::config::{Role, Tenancy};
 use crate::net::buffer::Buffer;
 use crate::net::listen::Peer;
 use crate::net::stream::Stream;
@@ -153,6 +153,9 @@ impl Login {
         let Some(role) = gate.settings.roles.get(&self.message.user) else {
             return Err(self.unknown_user(&wanted).await);
         };
+        if role.tenancy != Tenancy::None {
+            gate.settings.guard.check_startup(&settings)?;
+        }
         let context = self.authenticate(role, &wanted).await?;
         // Only now: which databases there are is nothing for strangers.
         let pool = self.destination()?;

@@ -6,6 +6,7 @@ mod client;
 mod desk;
 mod farewell;
 mod gate;
+mod guarded;
 mod login;
 mod message;
 mod opening;

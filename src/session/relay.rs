@@ -94,7 +94,7 @@ impl Relay {
             stream,
             incoming,
             outgoing: BytesMut::new(),
-            requests: Requests::new(pool.mode()),
+            requests: Requests::new(pool.mode()).guarded_by(desk.guard().cloned()),
             statements: ClientStatements::default(),
             reported,
             desk,
@@ -268,6 +268,7 @@ impl Relay {
         let is_binding = server.ledger().is_binding();
         self.registered.handle.runs_on(&self.pool, server.cancel_key(), is_binding);
         self.client.requests.begin(self.client.has_standard_strings(), self.batch.is_some());
+        self.client.requests.is_encoded(self.client.reported.get("client_encoding"));
         self.client.requests.bar((self.standing != Standing::Good).then_some(Bar::Missing));
         Turn::new(&self.pool, (&mut self.client, &self.registered.handle), server, started)
     }

@@ -5,6 +5,7 @@
 use bytes::BytesMut;
 
 use super::bar::Bar;
+use super::guarded::{Guarded, Judged};
 use super::message::{Message, Taken};
 use super::permitted::{self, HIGH_WATER, MAX_OUTSTANDING, MAX_TEXTS, check_known, check_statement_length};
 use super::prepared::{self, ClientStatements};
@@ -56,6 +57,8 @@ pub struct Requests {
     pub(super) admitted_portals: Vec<Box<[u8]>>,
     /// A token was brought that lifted the bar, if the server takes it.
     pub(super) is_lifting: bool,
+    /// What it may not say of the context's settings.
+    pub(super) guarded: Guarded,
     /// The context is that of the first batch alone, or depends on it.
     is_one_batch: bool,
     /// A text was cut off that must not reach the server.
@@ -183,18 +186,8 @@ impl Requests {
                 return Ok(());
             }
             if self.collecting.is_some() {
-                match self.collect(incoming) {
-                    Some(_) if self.skipping => {}
-                    Some(message) if tokens::is_in_parse(&message, !self.backslashes) => {
-                        self.say_error(&tokens::misplaced_report(Misplaced::TooLong), server);
-                    }
-                    Some(message) if message.first() == Some(&0) => {
-                        let effects = self.effects_of(&message[1..]);
-                        self.parse_unnamed(&message[1..], effects, server, statements);
-                    }
-                    Some(message) => self.parse(&message, server, statements, registry),
-                    None => return Ok(()),
-                }
+                let Some(message) = self.collect(incoming) else { return Ok(()) };
+                self.take_collected(&message, server, statements, registry);
                 continue;
             }
             if !self.stream_body(incoming, server) {
@@ -216,6 +209,21 @@ impl Requests {
             if let Some(report) = self.barred(header, incoming.filled(), text_of) {
                 self.refuse(header, &report, server);
                 continue;
+            }
+            match self.judge(header, incoming.filled()) {
+                Judged::Passes => {}
+                Judged::NeedsMore => return Ok(()),
+                Judged::Refused(report) => {
+                    self.refuse(header, &report, server);
+                    continue;
+                }
+                Judged::Collect => {
+                    self.has_carried = true;
+                    incoming.consume(HEADER);
+                    self.collecting = Some((header.body, Vec::new()));
+                    self.guarded.collects_query = true;
+                    continue;
+                }
             }
             self.has_carried = true;
             let mut message = Message { header, requests: self, server, statements, registry };
@@ -295,6 +303,30 @@ impl Requests {
             return None;
         }
         self.collecting.take().map(|(_, bytes)| bytes)
+    }
+
+    /// What is longer than a buffer is here whole.
+    fn take_collected(
+        &mut self,
+        message: &[u8],
+        server: &mut BoundServer,
+        statements: &mut ClientStatements,
+        registry: &Registry,
+    ) {
+        if std::mem::take(&mut self.guarded.collects_query) {
+            self.take_collected_query(message, server);
+        } else if self.skipping {
+            // As the server does.
+        } else if tokens::is_in_parse(message, !self.backslashes) {
+            self.say_error(&tokens::misplaced_report(Misplaced::TooLong), server);
+        } else if let Some(report) = self.judge_parse(message) {
+            self.say_error(&report, server);
+        } else if let Some((0, text_and_types)) = message.split_first() {
+            let effects = self.effects_of(text_and_types);
+            self.parse_unnamed(text_and_types, effects, server, statements);
+        } else {
+            self.parse(message, server, statements, registry);
+        }
     }
 
     /// A Parse of the unnamed statement that is here whole.

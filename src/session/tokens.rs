@@ -356,10 +356,10 @@ fn read_types(bytes: &[u8]) -> Option<Arc<[u32]>> {
 }
 
 /// A parameter's value and whether it is binary; NULL is `None`.
-type Value<'a> = Option<(&'a [u8], bool)>;
+pub(super) type Value<'a> = Option<(&'a [u8], bool)>;
 
 /// A Bind's values behind its names.
-fn read_parameters(bytes: &[u8]) -> Option<Vec<Value<'_>>> {
+pub(super) fn read_parameters(bytes: &[u8]) -> Option<Vec<Value<'_>>> {
     let (count, mut rest) = bytes.split_first_chunk::<2>()?;
     let mut formats = Vec::new();
     for _ in 0..u16::from_be_bytes(*count) {

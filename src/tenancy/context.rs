@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::auth::token::VerifiedClaims;
-use crate::config::{ClaimPaths, IdType};
+use crate::config::{ClaimPaths, ContextSetting, IdType, SettingValue};
 
 /// Longest tenant id of type `text`, in bytes.
 pub const MAX_TEXT_ID: usize = 255;
@@ -155,6 +155,12 @@ pub enum MappingError {
         /// Its configured path
         claim: String,
     },
+    /// PostgreSQL's text has no NUL.
+    #[error("what context.settings.\"{setting}\" is to be has a NUL in it")]
+    Nul {
+        /// Its name
+        setting: String,
+    },
     /// The roles claim is neither a string nor a list of strings.
     #[error("claim \"{claim}\" is neither a string nor a list of strings")]
     Roles {
@@ -172,6 +178,21 @@ pub struct Mapping {
     pub id_type: IdType,
     /// Added to the token's `exp`.
     pub leeway: Duration,
+    /// What else is bound with the context.
+    pub settings: Vec<ContextSetting>,
+}
+
+/// Under which name a payload has the settings that are bound with it.
+const SETTINGS: &str = "settings";
+
+/// What is bound in place of a payload where there is no context: settings that would be bound with one are empty.
+pub fn no_payload(settings: &[ContextSetting]) -> String {
+    if settings.is_empty() {
+        return String::new();
+    }
+    let empty = settings.iter().map(|setting| (setting.name.clone(), Value::String(String::new())));
+    let empty: Map<String, Value> = empty.collect();
+    serde_json::json!({ SETTINGS: empty }).to_string()
 }
 
 impl Mapping {
@@ -195,8 +216,33 @@ impl Mapping {
         };
         let roles = roles(find(claims, &paths.roles))
             .ok_or_else(|| MappingError::Roles { claim: paths.roles.clone() })?;
-        let payload = serde_json::json!({ "subject": subject, "roles": roles, "claims": claims }).to_string();
-        let payload = ascii(&payload);
+        let mut payload = serde_json::json!({ "subject": subject, "roles": roles, "claims": claims });
+        if !self.settings.is_empty() {
+            let mut settings = Map::new();
+            for ContextSetting { name, value } in &self.settings {
+                let text = match value {
+                    SettingValue::Literal(text) => text.clone(),
+                    SettingValue::Organization => organization.as_str().to_owned(),
+                    SettingValue::Project => {
+                        project.as_ref().map(TenantId::as_str).unwrap_or_default().to_owned()
+                    }
+                    SettingValue::Subject => subject.clone(),
+                    SettingValue::Roles => ascii(&payload["roles"].to_string()),
+                    SettingValue::Claims => ascii(&payload["claims"].to_string()),
+                    SettingValue::Claim(path) => match find(claims, path) {
+                        None | Some(Value::Null) => String::new(),
+                        Some(Value::String(text)) => text.clone(),
+                        Some(other) => ascii(&other.to_string()),
+                    },
+                };
+                if text.contains('\0') {
+                    return Err(MappingError::Nul { setting: name.clone() });
+                }
+                settings.insert(name.clone(), Value::String(text));
+            }
+            payload[SETTINGS] = Value::Object(settings);
+        }
+        let payload = ascii(&payload.to_string());
         let mut payload_digest = [0; 32];
         payload_digest.copy_from_slice(digest(&SHA256, payload.as_bytes()).as_ref());
         let expires_at = verified.expires_at().saturating_add(self.leeway.as_secs());

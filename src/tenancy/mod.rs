@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod context;
+pub mod guard;
 pub mod inert;
 mod scanner;
 pub mod seal;

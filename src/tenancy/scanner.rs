@@ -52,11 +52,11 @@ impl<'a> Scanner<'a> {
                 (b'b' | b'x', [b'\'', ..]) => self.constant(2, false),
                 (b'n', [b'\'', ..]) => self.constant(2, !self.standard_strings),
                 (b'u', [b'&', b'\'', ..]) => match self.constant(3, false) {
-                    Token::Text(value) if self.decodes => Token::Text(code_points(&value)),
+                    Token::Text(value) if self.decodes => Token::Text(self.code_points(&value)),
                     _ => Token::Other,
                 },
                 (b'u', [b'&', b'"', ..]) => match self.quoted(3, b'"', false).0 {
-                    name if self.decodes => Token::Quoted(code_points(&name)),
+                    name if self.decodes => Token::Quoted(self.code_points(&name)),
                     _ => Token::Other,
                 },
                 _ => self.word(),
@@ -138,6 +138,19 @@ impl<'a> Scanner<'a> {
         (value, escaped)
     }
 
+    /// Code points behind backslashes, or behind what UESCAPE names.
+    fn code_points(&mut self, text: &[u8]) -> Vec<u8> {
+        let mut ahead = Self { decodes: false, ..self.clone() };
+        if matches!(ahead.next(), Some(Token::Word(word)) if word == b"uescape")
+            && let Some(Token::Text(escape)) = ahead.next()
+            && let [escape] = escape[..]
+        {
+            self.rest = ahead.rest;
+            return code_points(text, escape);
+        }
+        code_points(text, b'\\')
+    }
+
     /// `$1`, or a dollar-quoted constant: `$tag$ ... $tag$`.
     fn dollar(&mut self) -> Token {
         let after = &self.rest[1..];
@@ -199,15 +212,14 @@ fn unescape<'a>(after: &'a [u8], value: &mut Vec<u8>) -> &'a [u8] {
     }
 }
 
-/// `\0061` and `\+000061` in a constant or name with code points (4.1.2.3); another character than the backslash, which
-/// UESCAPE may name, is not read.
-fn code_points(text: &[u8]) -> Vec<u8> {
+/// `\0061` and `\+000061` in a constant or name with code points (4.1.2.3).
+fn code_points(text: &[u8], escape: u8) -> Vec<u8> {
     let (mut value, mut rest) = (Vec::new(), text);
     while let Some((&first, after)) = rest.split_first() {
         let (skip, length) = if after.first() == Some(&b'+') { (1, 6) } else { (0, 4) };
         let digits = after.get(skip..skip + length).and_then(|digits| std::str::from_utf8(digits).ok());
         let point = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(char::from_u32);
-        match point.filter(|_| first == b'\\') {
+        match point.filter(|_| first == escape) {
             Some(point) => {
                 value.extend(point.encode_utf8(&mut [0; 4]).bytes());
                 rest = &after[skip + length..];

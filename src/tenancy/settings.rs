@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::context::Wanted;
+use super::guard::Guard;
 use crate::wire::report::{Report, Sqlstate};
 
 /// Settings of one client: what it gave at start-up and what PostgreSQL reported that it changed since.
@@ -56,7 +57,7 @@ pub fn is_among(name: &str, found: &Settings) -> bool {
 
 /// The settings that follow a client: its own from the start-up, and over them what its session has. `None` when they
 /// are more than [`MAX_FOLLOWING`] bytes.
-pub fn following(own: &Settings, found: Settings) -> Option<Settings> {
+pub fn following(own: &Settings, found: Settings, guard: Option<&Guard>) -> Option<Settings> {
     let mut settings = own.clone();
     for (name, value) in found {
         let is_set = match name.as_str() {
@@ -65,7 +66,7 @@ pub fn following(own: &Settings, found: Settings) -> Option<Settings> {
             name if name.contains('.') && own.contains_key(name) && value.is_empty() => false,
             // Properties of a transaction, which is over.
             "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => false,
-            name => !is_reserved(name),
+            name => !is_reserved(name) && guard.is_none_or(|guard| !guard.covers(name.as_bytes())),
         };
         if is_set {
             settings.insert(canonical(&name), value);

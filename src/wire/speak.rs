@@ -111,6 +111,13 @@ pub fn query(sql: &str, out: &mut BytesMut) {
     encode(&Query::new(sql.to_owned()), out);
 }
 
+/// A simple query, given as the body of its message.
+pub fn query_raw(body: &[u8], out: &mut BytesMut) {
+    out.put_u8(tag::QUERY);
+    out.put_u32((4 + body.len()) as u32);
+    out.put_slice(body);
+}
+
 /// Flush: answers are wanted now.
 pub fn flush(out: &mut BytesMut) {
     encode(&ext::Flush::new(), out);

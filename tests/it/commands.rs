@@ -69,8 +69,8 @@ async fn check_connect_signs_in_to_every_server_as_every_role() {
     let written = Gate::with(&database).write();
     let good = run(&["check", "--connect"], Some(&written));
     assert_eq!((good.code, good.err.as_str()), (0, ""), "{good:?}");
-    for role in ["app", "plain"] {
-        assert!(good.out.contains(&format!("databases.app as {role}: ok\n")), "{good:?}");
+    for role in ["app: ok (sealed)", "plain: ok"] {
+        assert!(good.out.contains(&format!("databases.app as {role}\n")), "{good:?}");
     }
     let json = run(&["check", "--connect", "--format", "json"], Some(&written));
     assert_eq!((json.code, json.out.trim()), (0, "[]"));
@@ -98,7 +98,7 @@ async fn check_connect_names_what_each_server_lacks() {
     let drop = format!("ALTER TABLE items OWNER TO postgres; DROP OWNED BY {bypass}; DROP ROLE {bypass}");
     admin.batch_execute(&drop).await.unwrap();
     assert_eq!([before.code, text.code, json.code], [1, 1, 1]);
-    let app_is_ok = "databases.app as app: ok\n";
+    let app_is_ok = "databases.app as app: ok (sealed)\n";
     assert!(before.out.contains(app_is_ok) && !text.out.contains(app_is_ok), "{before:?}{text:?}");
     let may_not =
         format!("databases.app as {bypass}: the role may not use the SQL interface; run: pgtenant install");

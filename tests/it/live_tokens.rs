@@ -369,7 +369,7 @@ async fn no_server_ever_sees_a_token() {
         format!("BEGIN; {set}; COMMIT"),
         format!("SELECT set_config('pgtenant.token', '{token}', false), 1"),
         format!("SELECT * FROM set_config('pgtenant.token', '{token}', false)"),
-        format!("SET pgtenant.token = U&'{token}' UESCAPE '!'"),
+        format!("SET pgtenant.token = U&'{token}' UESCAPE '!', 'x'"),
         format!("SET \"pgtenant\".\"token\" = '{token}', 'x'"),
     ] {
         let answer = client.query(&sql).await;

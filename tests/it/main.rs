@@ -19,6 +19,7 @@ mod model;
 mod oauth;
 mod operations;
 mod pipelines;
+mod plain_settings;
 mod plans;
 mod pool_modes;
 mod prepared;

@@ -157,7 +157,7 @@ async fn a_sessions_seal_is_renewed_whatever_the_client_did_to_it() {
     let sql = "PREPARE pgtenant_bind(text, text) AS SELECT set_config('app.stolen', $1, false)";
     assert_eq!(client.query(sql).await.error, None);
     // A forged seal is refused, and costs the session its server.
-    assert_eq!(client.query("SET pgtenant.seal = 'forged'").await.error, None);
+    assert_eq!(client.query("SELECT set_config('pgtenant.' || 'seal', 'forged', false)").await.error, None);
     assert_eq!(client.query("SELECT count(*) FROM items").await.error.unwrap().0, "42501");
     assert_eq!(client.expect_error().await.0, "08006");
     let mut client = raw(&gate, 1).await;

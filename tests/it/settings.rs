@@ -167,8 +167,8 @@ async fn a_set_that_comes_late_or_in_disguise_is_nobody_elses() {
         "SET U&\"\\0061pp\".late = 'y'",
         "DO $$ BEGIN PERFORM set_config('app.late', 'y', false); END $$",
         "SELECT set_config('app.' || 'late', 'y', false)",
-        "SET pgtenant.seal = 'y'",
-        "SET pgtenant.claims = 'y'",
+        "SELECT set_config('pgtenant.' || 'seal', 'y', false)",
+        "DO $$ BEGIN SET pgtenant.claims = 'y'; END $$",
     ] {
         assert_eq!(raw.query(disguise).await.error, None, "{disguise}");
         for stranger in [&same, &other] {
@@ -178,6 +178,12 @@ async fn a_set_that_comes_late_or_in_disguise_is_nobody_elses() {
         }
         let own = raw.query("SELECT DISTINCT body FROM items").await;
         assert_eq!(own.rows, [[Some("org-1".to_owned())]], "{disguise}");
+    }
+    // What can be seen is refused at once.
+    for plain in
+        ["SET pgtenant.seal = 'y'", "RESET pgtenant.claims", "SELECT set_config('pgtenant.seal', '', true)"]
+    {
+        assert_eq!(raw.query(plain).await.error.unwrap().0, "42501", "{plain}");
     }
 }
 

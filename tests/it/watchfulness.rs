@@ -51,7 +51,10 @@ async fn every_refusal_leaves_one_line() {
     let mut client = raw(&gate, 2).await;
     client.query(&format!("SET pgtenant.token = '{expired}'")).await;
     let tampering = connect(&gate, "app", &gate.token(org(3)).subject("mallory").sign()).await;
-    tampering.batch_execute("BEGIN; SET LOCAL pgtenant.seal = 'forged-by-mallory'").await.unwrap();
+    tampering
+        .batch_execute("BEGIN; SELECT set_config('pgtenant.' || 'seal', 'forged-by-mallory', true)")
+        .await
+        .unwrap();
     assert!(value(&tampering, "SELECT count(*) FROM items WHERE body = 'a-literal'").await.is_err());
     drop(tampering);
     let found = eventually("four lines", async || Some(lines(&gate)).filter(|lines| lines.len() == 4)).await;

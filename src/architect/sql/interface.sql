@@ -56,7 +56,7 @@ BEGIN
         SELECT format('function %s is not one of ours', oid::regprocedure) INTO found
             FROM pg_proc WHERE pronamespace = to_regnamespace('pgtenant') AND proname NOT IN (
                 'organization_id', 'project_id', 'verified_payload', 'subject', 'roles', 'claims', 'claim', 'has_role',
-                'context', 'require_organization');
+                'context', 'require_organization', 'bind', 'put_back');
     END IF;
     IF found IS NULL THEN
         SELECT format('%s has a trigger, a rule or a policy', oid::regclass) INTO found
@@ -96,6 +96,13 @@ CREATE TABLE IF NOT EXISTS pgtenant.interface (
 ALTER TABLE pgtenant.interface OWNER TO pgtenant_owner;
 REVOKE ALL ON pgtenant.interface FROM PUBLIC;
 COMMENT ON TABLE pgtenant.interface IS 'Which version of this interface is installed, and the type of tenant ids.';
+
+CREATE TABLE IF NOT EXISTS pgtenant.context_settings (
+    name text PRIMARY KEY CHECK (name ~ '^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)+$')
+);
+ALTER TABLE pgtenant.context_settings OWNER TO pgtenant_owner;
+REVOKE ALL ON pgtenant.context_settings FROM PUBLIC;
+COMMENT ON TABLE pgtenant.context_settings IS 'Settings that are bound with a context ([context.settings]); put_back() refuses them.';
 
 -- Whose rows: the organization of the current context. Raises 42501 without one.
 CREATE OR REPLACE FUNCTION pgtenant.organization_id() RETURNS {id_type}
@@ -219,6 +226,45 @@ BEGIN
 END
 $function$;
 
+-- Puts the session under a context where its role may not call set_config (install --harden): whatever it is called
+-- with, nothing is set that the seal does not prove. An empty seal is no context.
+CREATE OR REPLACE FUNCTION pgtenant.bind(seed float8, new_seal text, new_payload text, is_local boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    IF seed IS NOT NULL THEN
+        PERFORM setseed(seed);
+    END IF;
+    PERFORM set_config('pgtenant.seal', new_seal, is_local), set_config('pgtenant.claims', new_payload, is_local);
+    IF new_seal = '' THEN
+        PERFORM set_config(c.name, '', is_local) FROM pgtenant.context_settings AS c;
+    ELSE
+        PERFORM set_config(s.key, s.value, is_local)
+            FROM jsonb_each_text(pgtenant.verified_payload() -> 'settings') AS s;
+    END IF;
+    RETURN true;
+END
+$function$;
+
+-- Sets what a client had set itself, on the next server that it gets, in place of set_config.
+CREATE OR REPLACE FUNCTION pgtenant.put_back(name text, value text) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    lowered text := lower(put_back.name COLLATE "C");
+BEGIN
+    IF lowered LIKE 'pgtenant.%' OR lowered IN ('role', 'session_authorization')
+        OR EXISTS (SELECT FROM pgtenant.context_settings AS c WHERE c.name = lowered)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('setting "%s" belongs to the tenant context', put_back.name),
+            HINT = 'Only pgtenant can set the tenant context; connect through it.';
+    END IF;
+    RETURN set_config(put_back.name, put_back.value, false);
+END
+$function$;
+
 -- Nobody but the owner has any right on the tables, whoever granted it; on the functions PUBLIC has none.
 DO $$
 DECLARE
@@ -233,11 +279,12 @@ BEGIN
         SELECT DISTINCT rolname
         FROM (SELECT relacl FROM pg_class WHERE relnamespace = 'pgtenant'::regnamespace
               UNION ALL
-              SELECT attacl FROM pg_attribute WHERE attrelid IN ('pgtenant.seal_keys'::regclass, 'pgtenant.interface'::regclass)
+              SELECT attacl FROM pg_attribute WHERE attrelid IN (
+                  'pgtenant.seal_keys'::regclass, 'pgtenant.interface'::regclass, 'pgtenant.context_settings'::regclass)
              ) AS acls (acl), aclexplode(acl) AS a JOIN pg_roles r ON r.oid = a.grantee
         WHERE rolname <> 'pgtenant_owner'
     LOOP
-        EXECUTE format('REVOKE ALL ON pgtenant.seal_keys, pgtenant.interface FROM %I CASCADE', grantee);
+        EXECUTE format('REVOKE ALL ON pgtenant.seal_keys, pgtenant.interface, pgtenant.context_settings FROM %I CASCADE', grantee);
     END LOOP;
     FOR grantee IN
         SELECT rolname FROM pg_namespace n, aclexplode(n.nspacl) AS a JOIN pg_roles r ON r.oid = a.grantee

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::tier::{self, Tier};
 use crate::architect::install::INTERFACE_VERSION;
 use crate::config::{Config, Role, Tenancy};
 use crate::tenancy::context::unix_seconds;
@@ -12,11 +13,26 @@ pub(super) const QUESTION: &str = include_str!("posture.sql");
 /// Clocks may differ by this share of a seal's lifetime.
 const SKEW_SHARE: u64 = 4;
 
-/// What is wrong with the answer, a sentence each.
-pub(super) fn judge(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
+/// What isolation rests on, and what is wrong with the answer, a sentence each.
+pub(super) fn judge(config: &Config, role: &Role, answer: &[String]) -> (Option<Tier>, Vec<String>) {
+    let [rest @ .., read, bypasses] = answer else { return (None, vec![UNEXPECTED.to_owned()]) };
+    let mut found = judge_role(config, role, rest);
+    let creates = rest.get(7).map_or("", String::as_str);
+    match tier::judge(&config.context, role, read, [creates, bypasses]) {
+        Some((tier, sentences)) => {
+            found.extend(sentences);
+            (Some(tier), found)
+        }
+        None => (None, found),
+    }
+}
+
+const UNEXPECTED: &str = "PostgreSQL answered unexpectedly; is another pooler in between?";
+
+fn judge_role(config: &Config, role: &Role, answer: &[String]) -> Vec<String> {
     let [version, epoch, superuser, bypass, installed, usable, owned, creates, own_settings, logs] = answer
     else {
-        return vec!["PostgreSQL answered unexpectedly; is another pooler in between?".to_owned()];
+        return vec![UNEXPECTED.to_owned()];
     };
     let is = |value: &String| value == "t";
     let name = &role.name;

@@ -253,7 +253,8 @@ async fn fill(postgres: &Throwaway, config: &Config, progress: &Progress) -> Res
     admin.batch_execute("CREATE DATABASE helpdesk").await.map_err(said)?;
     let mut client = connected(postgres.url("helpdesk")).await?;
     progress.step("installing the SQL interface");
-    let installed = install::run(&mut client, &config.context, &["app".to_owned()]).await;
+    let grants = install::Grants { roles: vec!["app".to_owned()], harden: None };
+    let installed = install::run(&mut client, &config.context, &grants).await;
     installed.map_err(|e| DemoError::Other(e.to_string()))?;
     progress.step("creating the application's tables");
     client.batch_execute(include_str!("schema.sql")).await.map_err(said)?;

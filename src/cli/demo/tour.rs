@@ -234,7 +234,8 @@ async fn forgeries(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem> 
         ("replays a seal of another server process", stolen),
     ] {
         let transaction = forger.transaction().await?;
-        transaction.execute("SELECT set_config('pgtenant.seal', $1, false)", &[&seal]).await?;
+        // Said plainly, the proxy would refuse it; here the database does.
+        transaction.execute("SELECT set_config('pgtenant.' || 'seal', $1, false)", &[&seal]).await?;
         let outcome = transaction.query("SELECT count(*) FROM tickets", &[]).await;
         steps.push(refused(format!("{} {what} and reads", own.name), "42501", outcome));
         drop(transaction);

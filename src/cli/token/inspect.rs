@@ -88,8 +88,12 @@ fn verify(text: &str, file: &Path, now: SystemTime) -> Result<Verdict, Failure> 
             eprintln!("pgtenant: the keys of issuer \"{issuer}\" cannot be fetched: {reason}");
         }
     }
-    let mapping =
-        Mapping { claims: config.claims, id_type: config.context.id_type, leeway: config.jwt.leeway };
+    let mapping = Mapping {
+        claims: config.claims,
+        id_type: config.context.id_type,
+        leeway: config.jwt.leeway,
+        settings: config.context.settings,
+    };
     Ok(judge(text, &keys, &mapping, now))
 }
 

@@ -225,7 +225,7 @@ fn the_verdict_says_as_whom_or_why_not() {
         subject: path("sub"),
         roles: path("roles"),
     };
-    let mapping = Mapping { claims, id_type: IdType::Text, leeway: Duration::ZERO };
+    let mapping = Mapping { claims, id_type: IdType::Text, leeway: Duration::ZERO, settings: Vec::new() };
     let verdict = |words: &[&str]| {
         let token = mint(&file, words).unwrap();
         let verdict = judge(&token, &keys, &mapping, now());

@@ -106,15 +106,15 @@ impl UsedServer {
         if core.ledger.is_quiet() && core.kept.is_safe() {
             let forgotten = core.kept.forget_data().map(Statement::name_of);
             forgotten.for_each(|name| speak::close_statement(&name, &mut core.outgoing));
-            completions = statements::wipe_lightly(core.kept.has_own, &mut core.outgoing);
+            completions = core.binder.wipe_lightly(core.kept.has_own, &mut core.outgoing);
             core.kept.has_own = true;
             names = statements::LIGHT;
         } else {
-            completions = statements::wipe(&mut core.outgoing);
+            completions = core.binder.wipe(&mut core.outgoing);
             core.kept.discard();
             names = statements::UNNAMED;
         }
-        completions += statements::bind(names, bound, terms.settings(), (seed()?, nonce), &mut core.outgoing);
+        completions += core.binder.bind(names, bound, terms.settings(), (seed()?, nonce), &mut core.outgoing);
         core.ledger.is_cleaned();
         Ok(completions)
     }
@@ -125,13 +125,15 @@ impl UsedServer {
     /// It could not be shown clean, and is closed.
     pub async fn clean(mut self) -> Result<CleanServer, Unclean> {
         let nonce = nonce()?;
-        statements::clean(seed()?, &nonce, &mut self.core.outgoing);
+        self.core.binder.clean(seed()?, &nonce, &mut self.core.outgoing);
         self.core.kept.discard();
         self.core.ledger.is_cleaned();
         self.core.prove(&nonce).await?;
         if self.core.kept.is_in_doubt() {
             speak::query(&statements::POSTURE, &mut self.core.outgoing);
-            self.core.hear_posture(1).await?;
+            if !self.core.hear_posture(1).await? {
+                return Err(Unclean::Hardened);
+            }
         }
         Ok(CleanServer(self.core))
     }

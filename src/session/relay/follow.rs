@@ -102,7 +102,9 @@ impl Relay {
 
     /// The settings that were found become the client's. Whether the server may go on under them as it is.
     fn take_up(&mut self, found: Settings, changes: &Changes) -> bool {
-        let Some(settings) = settings::following(&self.own_settings, found) else {
+        let Some(settings) =
+            settings::following(&self.own_settings, found, self.client.desk.guard().map(|guard| &**guard))
+        else {
             tracing::warn!("a client's settings are too many or too long to follow it");
             return false;
         };

@@ -36,7 +36,7 @@ fn mapping(id_type: IdType) -> Mapping {
         subject: "sub".to_owned(),
         roles: "roles".to_owned(),
     };
-    Mapping { claims, id_type, leeway: Duration::from_secs(5) }
+    Mapping { claims, id_type, leeway: Duration::from_secs(5), settings: Vec::new() }
 }
 
 fn resolve(id_type: IdType, claims: Value) -> Result<TenantContext, MappingError> {

@@ -1,0 +1,135 @@
+//! What a client may not say of settings that belong to the context.
+
+use std::sync::Arc;
+
+use super::permitted::{MAX_STATEMENT, MAX_WHOLE};
+use super::requests::Requests;
+use super::tokens::read_parameters;
+use crate::pool::due::Due;
+use crate::pool::server::BoundServer;
+use crate::tenancy::guard::{Breach, Guard};
+use crate::tenancy::text::Effects;
+use crate::wire::frame::{HEADER, Header, split_cstr};
+use crate::wire::report::{Report, Sqlstate};
+use crate::wire::{speak, tag};
+
+/// What becomes of a message.
+pub(super) enum Judged {
+    /// It goes on as any other.
+    Passes,
+    /// It must not reach the server.
+    Refused(Report),
+    /// More of it must be here first.
+    NeedsMore,
+    /// A query that is longer than a buffer, and is read whole before the server gets any of it.
+    Collect,
+}
+
+/// The guard over one client.
+#[derive(Default)]
+pub(super) struct Guarded {
+    guard: Option<Arc<Guard>>,
+    /// It has prepared what changes a setting whose name is a parameter.
+    by_parameter: bool,
+    /// Its client_encoding is one in which texts cannot be read.
+    is_unreadable: bool,
+    /// A query is being collected, not a Parse.
+    pub(super) collects_query: bool,
+}
+
+impl Requests {
+    /// From now on the client's texts are read for settings that belong to the context.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: Option<Arc<Guard>>) -> Self {
+        self.guarded.guard = guard;
+        self
+    }
+
+    /// A turn begins, in this client_encoding.
+    pub fn is_encoded(&mut self, client_encoding: Option<&str>) {
+        let guard = self.guarded.guard.as_ref().filter(|guard| guard.is_strict());
+        let name = client_encoding.unwrap_or_default();
+        self.guarded.is_unreadable =
+            guard.is_some_and(|guard| guard.check_encoding(name.as_bytes()).is_err());
+    }
+
+    /// Whether a message changes a setting that belongs to the context, as far as it can be seen.
+    pub(super) fn judge(&mut self, header: Header, bytes: &[u8]) -> Judged {
+        let Some(guard) = self.guarded.guard.clone() else { return Judged::Passes };
+        let here = bytes.get(HEADER..header.frame().min(bytes.len())).unwrap_or_default();
+        let is_whole = bytes.len() >= header.frame();
+        let is_long = header.frame() > MAX_WHOLE;
+        match header.tag {
+            tag::QUERY if is_whole => refused(self.read_guarded(&guard, here, false)),
+            tag::PARSE if is_whole => {
+                let text = split_cstr(here).map_or(here, |(_, text)| text);
+                refused(self.read_guarded(&guard, text, true))
+            }
+            tag::QUERY | tag::PARSE if !is_long => Judged::NeedsMore,
+            // What the seal alone protects needs no more.
+            _ if !guard.is_strict() => Judged::Passes,
+            tag::QUERY | tag::PARSE if header.body > MAX_STATEMENT => Judged::Refused(too_long(header)),
+            tag::QUERY => Judged::Collect,
+            tag::BIND if self.guarded.by_parameter => match (is_whole, is_long) {
+                (true, _) => refused(bound_name(&guard, here).map_or(Ok(()), Err)),
+                (false, false) => Judged::NeedsMore,
+                (false, true) => Judged::Refused(too_long(header)),
+            },
+            _ => Judged::Passes,
+        }
+    }
+
+    /// The same of a Parse that was collected.
+    pub(super) fn judge_parse(&mut self, body: &[u8]) -> Option<Report> {
+        let guard = self.guarded.guard.clone()?;
+        let text = split_cstr(body).map_or(body, |(_, text)| text);
+        self.read_guarded(&guard, text, true).err().map(|breach| breach.report())
+    }
+
+    fn read_guarded(&mut self, guard: &Guard, text: &[u8], is_prepared: bool) -> Result<(), Breach> {
+        let text = split_cstr(text).map_or(text, |(text, _)| text);
+        if self.guarded.is_unreadable && !text.is_ascii() {
+            return Err(Breach::Encoding("of this session".to_owned()));
+        }
+        let open = guard.check(text, !self.backslashes, is_prepared)?;
+        self.guarded.by_parameter |= open.by_parameter;
+        Ok(())
+    }
+
+    /// A query that is longer than a buffer is here whole.
+    pub(super) fn take_collected_query(&mut self, body: &[u8], server: &mut BoundServer) {
+        let Some(guard) = self.guarded.guard.clone() else { return };
+        if let Err(breach) = self.read_guarded(&guard, body, false) {
+            return self.say_query_error(&breach.report(), server);
+        }
+        // As any other that is too long to be looked at: it may have done anything.
+        *server.unnamed_is_ours() = true;
+        self.unnamed = Effects::default();
+        self.touched.opaque = true;
+        server.leaves_something();
+        speak::query_raw(body, server.outgoing());
+        server.owe(Due::Query(None));
+    }
+}
+
+fn refused(read: Result<(), Breach>) -> Judged {
+    match read {
+        Ok(()) => Judged::Passes,
+        Err(breach) => Judged::Refused(breach.report()),
+    }
+}
+
+/// A parameter of a Bind that is the name of a guarded setting; a Bind that cannot be read counts as one.
+fn bound_name(guard: &Guard, body: &[u8]) -> Option<Breach> {
+    let rest = split_cstr(body).and_then(|(_, rest)| split_cstr(rest)).map(|(_, rest)| rest);
+    let Some(parameters) = rest.and_then(read_parameters) else { return Some(Breach::Computed) };
+    let mut names = parameters.iter().flatten().map(|(name, _)| name.trim_ascii_end());
+    let name = names.find(|name| guard.covers(name))?;
+    Some(Breach::Names(String::from_utf8_lossy(name).into_owned()))
+}
+
+fn too_long(header: Header) -> Report {
+    Report::new(Sqlstate::LIMIT_EXCEEDED, "message too long to be read for settings of the tenant context")
+        .detail(format!("{} bytes.", header.body))
+        .hint("Send large values as bound parameters, or by COPY.")
+}
