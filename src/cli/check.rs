@@ -16,6 +16,7 @@ use crate::net::dial::Dialer;
 use crate::net::tls;
 use crate::pool::server::{CleanServer, Place, Shard};
 use crate::server::fetch_keys;
+use crate::tenancy::revoked::Revoked;
 use crate::tenancy::statements::Binder;
 use tier::Tier;
 
@@ -96,6 +97,10 @@ fn offline(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Err(error) = Keys::load(&config.jwt) {
         findings.push(finding("jwt.issuers", error));
+    }
+    if let Some(Err(error)) = config.revoked.as_ref().map(|file| Revoked::load(file, config.context.id_type))
+    {
+        findings.push(finding("jwt.revoked", error));
     }
     if let Some(listen) = &config.listen.tls
         && let Err(error) = tls::acceptor(listen)

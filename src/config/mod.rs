@@ -32,6 +32,8 @@ pub struct Config {
     pub roles: BTreeMap<String, Arc<Role>>,
     /// Who may issue tokens, and how their tokens are read.
     pub jwt: Jwt,
+    /// A file that says whose tokens do not hold any more.
+    pub revoked: Option<PathBuf>,
     /// Where the context is found in a token.
     pub claims: ClaimPaths,
     /// How the context reaches the database.

@@ -86,7 +86,9 @@ fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
         .values()
         .any(|role| role.sign_in_jwt || role.sign_in_oauth || role.tenancy == Tenancy::Required);
     let needs_seal = roles.values().any(|role| role.tenancy != Tenancy::None);
-    let jwt = jwt(&root.section("jwt"), needs_token);
+    let jwt_section = root.section("jwt");
+    let revoked = jwt_section.get("revoked").and_then(|item| item.file());
+    let jwt = jwt(&jwt_section, needs_token);
     let claims = claims(&root.section("claims"));
     let context = context(&root.section("context"), needs_seal);
     let budget_latency = budget(&root.section("budget"));
@@ -102,6 +104,7 @@ fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
         databases: whole(databases)?,
         roles,
         jwt: jwt?,
+        revoked,
         claims,
         context,
         budget_latency,

@@ -16,12 +16,13 @@ use crate::auth::token::Keys;
 use crate::config::{Config, KeySource, Tenancy};
 use crate::net::dial::Dialer;
 use crate::net::tls::{self, TlsError};
-use crate::net::watched::{Watch, Watched};
+use crate::net::watched::{Outcome, Watch, Watched};
 use crate::observe::metrics::{self, DatabaseMetrics};
 use crate::pool::{Pool, PoolSettings};
 use crate::session::{Gate, GateSettings};
 use crate::tenancy::context::{Mapping, no_payload};
 use crate::tenancy::guard::Guard;
+use crate::tenancy::revoked::{Revoked, RevokedError};
 use crate::tenancy::seal::Sealer;
 use crate::tenancy::statements::Binder;
 
@@ -112,6 +113,14 @@ fn gate(
             watches.push((key, Arc::new(watched)));
         }
     }
+    let revoked = match config.revoked.clone() {
+        Some(file) => {
+            let (read, id_type) = (file.clone(), config.context.id_type);
+            let watched = Watched::new(vec![file], move || Revoked::load(&read, id_type));
+            Some(Arc::new(watched.map_err(|e| ServeError::Configuration(format!("jwt.revoked: {e}")))?))
+        }
+        None => None,
+    };
     let acceptor = match &config.listen.tls {
         Some(tls) => {
             let shown = Arc::new(tls::watched_acceptor(tls).map_err(|e| unusable("listen.tls", &e))?);
@@ -127,7 +136,7 @@ fn gate(
             Some((role.name.clone(), Verifier::from_secret(role.sign_in_scram.as_ref()?.expose())))
         })
         .collect();
-    Ok(Gate::new(GateSettings {
+    let gate = Gate::new(GateSettings {
         tls: acceptor,
         tls_required: config.listen.tls.as_ref().is_some_and(|tls| tls.require),
         sign_in_timeout: config.listen.sign_in_timeout,
@@ -143,7 +152,28 @@ fn gate(
             leeway: config.jwt.leeway,
             settings: config.context.settings.clone(),
         },
+        revoked: revoked.clone(),
         guard: Arc::new(Guard::new(&config.context.settings)),
         pools,
-    }))
+    });
+    if let Some(revoked) = revoked {
+        watches.push(("jwt.revoked".to_owned(), Arc::new(Revocations { revoked, gate: gate.clone() })));
+    }
+    Ok(gate)
+}
+
+/// The file of revocations, whose changes concern clients that are there already.
+struct Revocations {
+    revoked: Arc<Watched<Revoked, RevokedError>>,
+    gate: Arc<Gate>,
+}
+
+impl Watch for Revocations {
+    fn look(&self) -> Outcome {
+        let outcome = self.revoked.look();
+        if matches!(outcome, Outcome::Renewed) {
+            self.gate.revocations_changed();
+        }
+        outcome
+    }
 }

@@ -77,7 +77,12 @@ pub(super) fn resolve(
         return Ok(None);
     }
     let context = gate.settings.mapping.resolve(verified, wanted);
-    context.map(Some).map_err(|error| Refused::new("token refused: no organization", error.to_string()))
+    let context =
+        context.map_err(|error| Refused::new("token refused: no organization", error.to_string()))?;
+    match gate.revocation(&context) {
+        Some((what, _)) => Err(Refused::new("token refused: revoked", format!("its {what} is revoked"))),
+        None => Ok(Some(context)),
+    }
 }
 
 /// A token may be made by a key that its issuer has only just begun to use.
@@ -215,14 +220,64 @@ pub struct Denied {
     pub is_refused: bool,
 }
 
+impl Desk {
+    /// Why a transaction cannot begin now under what a client holds, if it cannot.
+    pub fn refusal(&self, held: &Held, now: SystemTime) -> Option<Report> {
+        let refusal = held.refusal(now);
+        if refusal.is_some() || held.standing != Standing::Good {
+            return refusal;
+        }
+        let context = held.context.as_deref()?;
+        let (what, _) = self.gate.revocation(context)?;
+        self.was_revoked(context, what, "a transaction was refused");
+        let hint = "Bring another one (SET pgtenant.token = '...'), or connect again with one.";
+        Some(Report::new(Sqlstate::INVALID_AUTHORIZATION, "token revoked").hint(hint))
+    }
+
+    /// Whether a context has not expired, and is not revoked.
+    pub fn is_current(&self, context: &TenantContext) -> bool {
+        context.is_current(SystemTime::now()) && self.gate.revocation(context).is_none()
+    }
+
+    /// How often something was revoked.
+    pub fn revocations(&self) -> u64 {
+        self.gate.revocations()
+    }
+
+    /// Whether what runs under one of these contexts is to end: what the client is told.
+    pub fn ends_under(&self, contexts: &[Arc<TenantContext>]) -> Option<Report> {
+        let ends = |context: &Arc<TenantContext>| {
+            let (what, kills) = self.gate.revocation(context)?;
+            kills.then(|| (context.clone(), what))
+        };
+        let (context, what) = contexts.iter().find_map(ends)?;
+        self.was_revoked(&context, what, "a transaction was ended");
+        let message = "terminating connection because its token was revoked";
+        Some(Report::new(Sqlstate::ADMIN_SHUTDOWN, message).hint("Connect again with another token."))
+    }
+
+    fn was_revoked(&self, context: &TenantContext, what: &str, message: &str) {
+        tracing::info!(
+            target: log::SECURITY,
+            event = "token_revoked",
+            peer = %self.peer,
+            user = %self.role.name,
+            organization = context.organization().as_str(),
+            subject = context.subject(),
+            reason = format!("its {what} is revoked"),
+            "{message}"
+        );
+    }
+}
+
 impl Held {
     /// After a token that was refused: nothing runs.
     pub fn refused() -> Self {
         Self { context: None, standing: Standing::Refused }
     }
 
-    /// Why a transaction cannot begin now, if it cannot.
-    pub fn refusal(&self, now: SystemTime) -> Option<Report> {
+    /// Why a transaction cannot begin now, if it cannot, whatever is revoked.
+    fn refusal(&self, now: SystemTime) -> Option<Report> {
         let (message, hint) = match self.standing {
             Standing::Missing => ("no tenant context", "Bring a token first: SET pgtenant.token = '...'."),
             Standing::Refused => (

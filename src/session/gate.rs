@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -16,8 +16,9 @@ use crate::config::{Database, Role};
 use crate::net::tls::Shown;
 use crate::net::watched::Watched;
 use crate::pool::Pool;
-use crate::tenancy::context::Mapping;
+use crate::tenancy::context::{Mapping, TenantContext};
 use crate::tenancy::guard::Guard;
+use crate::tenancy::revoked::{Revoked, RevokedError};
 
 /// What a gate is made of.
 pub struct GateSettings {
@@ -41,6 +42,8 @@ pub struct GateSettings {
     pub keys: Arc<Keys>,
     /// Where the context is in a token.
     pub mapping: Mapping,
+    /// Whose tokens do not hold any more.
+    pub revoked: Option<Arc<Watched<Revoked, RevokedError>>>,
     /// What clients with a context may not change.
     pub guard: Arc<Guard>,
     /// A pool for each database and role.
@@ -67,6 +70,7 @@ pub struct Gate {
     pub throttle: Throttle,
     /// Passwords in clear that are hashed at the same time.
     pub hashing: Semaphore,
+    revocations: AtomicU64,
     draining: AtomicBool,
     drain: Notify,
     clients: AtomicUsize,
@@ -82,6 +86,7 @@ impl Gate {
             strangers: Strangers::default(),
             turned_away: Semaphore::new(MAX_TURNED_AWAY),
             hashing: Semaphore::new(MAX_HASHING),
+            revocations: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             drain: Notify::new(),
             clients: AtomicUsize::new(0),
@@ -103,6 +108,23 @@ impl Gate {
         self.draining.store(true, Ordering::SeqCst);
         self.drain.notify_waiters();
         self.cancels.wake_all();
+    }
+
+    /// What of a context is revoked, if anything; and whether what runs under it is to end.
+    pub fn revocation(&self, context: &TenantContext) -> Option<(&'static str, bool)> {
+        let revoked = self.settings.revoked.as_ref()?.current();
+        Some((revoked.concerns(context)?, revoked.kills))
+    }
+
+    /// Something was revoked: clients whose transactions are to end see it at once.
+    pub fn revocations_changed(&self) {
+        self.revocations.fetch_add(1, Ordering::Release);
+        self.cancels.wake_all();
+    }
+
+    /// How often something was revoked.
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::Acquire)
     }
 
     /// Resolves when the house is closing.

@@ -6,7 +6,7 @@ mod tokens;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
@@ -213,8 +213,13 @@ impl Relay {
     fn overhear(&mut self) -> Result<(), Report> {
         let Some(server) = self.held.take() else { return Ok(()) };
         let is_current = self.is_current();
-        let mut turn =
-            Turn::new(&self.pool, (&mut self.client, &self.registered.handle), server, Instant::now());
+        let mut turn = Turn::new(
+            &self.pool,
+            (&mut self.client, &self.registered.handle),
+            server,
+            (None, 0),
+            Instant::now(),
+        );
         let heard = turn.overhear(is_current);
         let (server, _) = turn.finish();
         self.told_fatal = heard?;
@@ -224,12 +229,14 @@ impl Relay {
 
     /// Whether the client's token has not expired.
     fn is_current(&self) -> bool {
-        self.terms.context().is_none_or(|context| context.is_current(SystemTime::now()))
+        self.terms.context().is_none_or(|context| self.client.desk.is_current(context))
     }
 
     /// One turn on a server: from a client's first bytes to the end of its transaction.
     async fn turn(&mut self) -> Result<(), Report> {
         let started = Instant::now();
+        // Before it is looked at whether the client's context holds: nothing can be revoked unnoticed in between.
+        let revocations = self.client.desk.revocations();
         self.is_at_desk = false;
         let brings_token = std::mem::take(&mut self.brings_token);
         if let Some(report) = self.refusal().filter(|_| !brings_token) {
@@ -257,20 +264,27 @@ impl Relay {
         };
         // In a block of its own: nothing of the turn is kept while its end is dealt with.
         let (end, (server, changes)) = {
-            let mut turn = self.begin(server, started);
+            let mut turn = self.begin(server, revocations, started);
             (turn.run().await, turn.finish())
         };
         self.ended(end, server, &changes).await
     }
 
-    fn begin(&mut self, mut server: BoundServer, started: Instant) -> Turn<'_> {
+    fn begin(&mut self, mut server: BoundServer, revocations: u64, started: Instant) -> Turn<'_> {
         server.told_its_client(self.registered.key.pid);
         let is_binding = server.ledger().is_binding();
         self.registered.handle.runs_on(&self.pool, server.cancel_key(), is_binding);
         self.client.requests.begin(self.client.has_standard_strings(), self.batch.is_some());
         self.client.requests.is_encoded(self.client.reported.get("client_encoding"));
         self.client.requests.bar((self.standing != Standing::Good).then_some(Bar::Missing));
-        Turn::new(&self.pool, (&mut self.client, &self.registered.handle), server, started)
+        let context = self.terms.shared_context().cloned();
+        Turn::new(
+            &self.pool,
+            (&mut self.client, &self.registered.handle),
+            server,
+            (context, revocations),
+            started,
+        )
     }
 
     /// What becomes of the server, and of the client, when a turn has ended.

@@ -114,6 +114,11 @@ impl Requests {
         (self.is_one_batch, self.has_carried, self.is_lifting) = (is_one_batch, false, false);
     }
 
+    /// Nothing more may begin in this turn: what is sent next waits for another one.
+    pub fn ends_turn(&mut self) {
+        self.is_one_batch = true;
+    }
+
     /// Whether what is sent next must wait until everything before it is answered, or for another turn: under which
     /// context it is to run is not known yet.
     fn is_in_lockstep(&mut self, server: &mut BoundServer) -> bool {

@@ -21,6 +21,7 @@ use crate::pool::answers::{Broken, Heard};
 use crate::pool::due::Skipped;
 use crate::pool::ledger::TransactionOver;
 use crate::pool::server::BoundServer;
+use crate::tenancy::context::TenantContext;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
 use clock::Clock;
@@ -42,6 +43,10 @@ pub struct Turn<'a> {
     clock: Clock,
     /// The client's first batch, while it depends on its binding.
     first: Option<Vec<u8>>,
+    /// What runs here runs under these.
+    under: Vec<Arc<TenantContext>>,
+    /// How often something had been revoked when that was last looked at.
+    revocations: u64,
 }
 
 /// What a turn's answers tell of the client's settings.
@@ -92,14 +97,17 @@ enum Event {
     ClientGone,
     /// The server closed.
     ServerGone,
+    /// What runs here is to end.
+    Revoked(Report),
 }
 
 impl<'a> Turn<'a> {
-    /// Begins a turn; `started` is when the client's first byte was seen.
+    /// Begins a turn under a context or none, which was looked at when so much had been revoked; `started` is when the client's first byte was seen.
     pub fn new(
         pool: &'a Arc<Pool>,
         (client, handle): (&'a mut Client, &'a Arc<ClientHandle>),
         mut server: BoundServer,
+        (context, revocations): (Option<Arc<TenantContext>>, u64),
         started: Instant,
     ) -> Self {
         let clock = Clock::start(started);
@@ -110,6 +118,8 @@ impl<'a> Turn<'a> {
         }
         Self {
             pool,
+            under: context.into_iter().collect(),
+            revocations,
             client,
             handle,
             server,
@@ -149,6 +159,7 @@ impl<'a> Turn<'a> {
                 Event::ServerGone if self.said_goodbye => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
                 Event::ServerGone => return self.failed(self.server_gone()),
+                Event::Revoked(report) => return self.failed(report),
             }
         }
     }
@@ -226,6 +237,10 @@ impl<'a> Turn<'a> {
 
     /// Moves what can be moved and tells what arrived. Towards the client comes first: its next query waits for it.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        self.handle.waker.register(cx.waker());
+        if let Some(report) = self.is_revoked() {
+            return Poll::Ready(Event::Revoked(report));
+        }
         let was_full = self.server.outgoing().len() >= HIGH_WATER;
         // Where writing fails, the server's last words may still be there to be read.
         let is_closing = self.server.poll_send(cx).and_ready(|sent| sent.is_err());
@@ -266,6 +281,15 @@ impl<'a> Turn<'a> {
             Ok(0) | Err(_) => Poll::Ready(Event::ClientGone),
             Ok(_) => Poll::Ready(Event::Client),
         }
+    }
+
+    /// Something was revoked since this was last asked, and what runs here is to end by it: what the client is told.
+    fn is_revoked(&mut self) -> Option<Report> {
+        let revocations = self.client.desk.revocations();
+        if std::mem::replace(&mut self.revocations, revocations) == revocations {
+            return None;
+        }
+        self.client.desk.ends_under(&self.under)
     }
 
     /// Sends what is the client's: our own words first, then the server's bytes straight from where they were read.
@@ -335,6 +359,10 @@ impl<'a> Turn<'a> {
         self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
+            // Who sends without a pause begins one transaction after another.
+            if goes_on && !self.under.iter().all(|context| self.client.desk.is_current(context)) {
+                self.client.requests.ends_turn();
+            }
             for times in self.clock.ready(self.heard.readies, goes_on) {
                 self.pool.metrics().query(&times);
             }

@@ -22,7 +22,7 @@ impl TenantId {
     }
 
     /// Reads an id from a claim or a start-up parameter; one spelling per id, so that equal ids are equal texts.
-    fn parse(text: &str, id_type: IdType) -> Option<Self> {
+    pub(super) fn parse(text: &str, id_type: IdType) -> Option<Self> {
         match id_type {
             IdType::Uuid => uuid(text).map(Self),
             IdType::Bigint => text.parse::<i64>().ok().map(|n| Self(n.to_string())),
@@ -50,6 +50,7 @@ pub struct TenantContext {
     organization: TenantId,
     project: Option<TenantId>,
     subject: String,
+    token_id: Option<String>,
     payload: String,
     payload_digest: [u8; 32],
     expires_at: u64,
@@ -67,6 +68,10 @@ impl TenantContext {
     /// Who asks.
     pub fn subject(&self) -> &str {
         &self.subject
+    }
+    /// The token's `jti`, if it has one.
+    pub fn token_id(&self) -> Option<&str> {
+        self.token_id.as_deref()
     }
     /// Subject, roles and claims as one JSON object: what `pgtenant.claims()` and its siblings read.
     pub fn payload(&self) -> &str {
@@ -246,7 +251,8 @@ impl Mapping {
         let mut payload_digest = [0; 32];
         payload_digest.copy_from_slice(digest(&SHA256, payload.as_bytes()).as_ref());
         let expires_at = verified.expires_at().saturating_add(self.leeway.as_secs());
-        Ok(TenantContext { organization, project, subject, payload, payload_digest, expires_at })
+        let token_id = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
+        Ok(TenantContext { organization, project, subject, token_id, payload, payload_digest, expires_at })
     }
 
     /// The id at `path`: the only one claimed, or the one that is wanted if it is among the claimed.

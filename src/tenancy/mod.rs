@@ -4,6 +4,7 @@ pub mod blocks;
 pub mod context;
 pub mod guard;
 pub mod inert;
+pub mod revoked;
 mod scanner;
 pub mod seal;
 pub mod settings;

@@ -26,6 +26,7 @@ mod prepared;
 mod protocol;
 mod refusals;
 mod renewal;
+mod revoked;
 mod seal;
 mod settings;
 mod sign_in;

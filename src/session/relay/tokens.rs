@@ -54,7 +54,7 @@ impl Relay {
             && !self.is_followed_plainly(header)
         {
             // What follows may begin or end transactions: PostgreSQL must know of the switch.
-            if let Some(refusal) = self.holds().refusal(SystemTime::now()) {
+            if let Some(refusal) = self.client.desk.refusal(&self.holds(), SystemTime::now()) {
                 tracing::debug!(reason = refusal.message, "a transaction begins by bringing a token");
                 if self.standing == Standing::Good {
                     self.put_on(Held::refused()); // its token has expired, for good
@@ -177,7 +177,7 @@ impl Relay {
 
     /// Why a turn may not begin, if it may not.
     pub(super) fn refusal(&self) -> Option<Report> {
-        let refusal = self.holds().refusal(SystemTime::now())?;
+        let refusal = self.client.desk.refusal(&self.holds(), SystemTime::now())?;
         let may_begin = self.standing == Standing::Missing && self.begins();
         (!may_begin).then_some(refusal)
     }

@@ -42,6 +42,7 @@ impl Turn<'_> {
             speak::sync(self.server.outgoing());
             self.server.owe(Due::Sync);
         }
+        self.under.extend(held.context.clone());
         if !asked.is_local {
             self.changes.switched.push((seal, held.clone()));
         }
