@@ -20,7 +20,7 @@ use crate::net::dial::{DialError, Dialer};
 use crate::observe::metrics::DatabaseMetrics;
 use crate::tenancy::context::TenantContext;
 use crate::tenancy::seal::{SealedContext, Sealer, ServerPid};
-use crate::tenancy::settings::Settings;
+use crate::tenancy::settings::{READ_ONLY, Settings};
 use crate::tenancy::statements::Binder;
 use crate::wire::report::{Report, Sqlstate};
 
@@ -304,7 +304,13 @@ impl Pool {
         {
             let sealed = self.seal(server.pid(), terms)?;
             let sealed = sealed.as_ref().map(|(sealed, context)| (sealed, *context));
-            server.rebind(&over, sealed, settings);
+            let mut settings = settings.clone();
+            // What a context made of its transactions goes with it.
+            if terms.is_read_only() || server.is_read_only() {
+                let own = terms.bound_settings().get(READ_ONLY).cloned();
+                settings.insert(READ_ONLY.to_owned(), own.unwrap_or_else(|| "off".to_owned()));
+            }
+            server.rebind(&over, sealed, &settings);
             self.settings.metrics.bound.increment(1);
         }
         Ok(())

@@ -15,6 +15,8 @@ pub(super) struct LeaseState {
     pub(super) unnamed_is_settled: bool,
     /// Something was seen that may outlive the transaction: it is cleaned before anyone else gets it.
     pub(super) is_dirty: bool,
+    /// Its transactions were made read-only for the context that it was put under.
+    pub(super) is_read_only: bool,
     /// A setting was changed, and what it is now is not in the terms.
     pub(super) has_set: bool,
     /// The client reset its settings, and with them may have gone what was bound.

@@ -289,7 +289,7 @@ impl CleanServer {
     /// The system has no random bytes.
     pub fn bind(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
         let core = &mut *self.0;
-        core.bound_with = Some(terms.settings_digest());
+        core.bound_with = Some(terms.settings_digest()).filter(|_| !terms.is_read_only());
         if terms.context().is_none() {
             // Clients without tenants share their plans, or have other settings: their texts are not looked at.
             core.ledger.is_loud();
@@ -297,15 +297,17 @@ impl CleanServer {
         if sealed.is_some() || !terms.settings().is_empty() {
             let bound = sealed.zip(terms.context()).map(|(sealed, context)| (sealed, context.payload()));
             let seed = (seed()?, "");
-            core.binder.bind(statements::NAMED, bound, terms.settings(), seed, &mut core.outgoing);
+            core.binder.bind(statements::NAMED, bound, &terms.bound_settings(), seed, &mut core.outgoing);
         }
         if !core.outgoing.is_empty() {
             speak::sync(&mut core.outgoing);
             core.ledger.push(Due::Binding);
         }
         core.ledger.take_settled_unnamed();
+        let is_read_only = terms.is_read_only();
         let lapse = sealed.map(SealedContext::lapse);
-        Ok(BoundServer { core: self.0, digest: terms.digest(), lapse, state: LeaseState::default() })
+        let state = LeaseState { is_read_only, is_dirty: is_read_only, ..LeaseState::default() };
+        Ok(BoundServer { core: self.0, digest: terms.digest(), lapse, state })
     }
 }
 

@@ -1,12 +1,13 @@
 //! What a client's transactions run under, and when two clients' are the same.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::server::TermsDigest;
 use crate::tenancy::context::TenantContext;
-use crate::tenancy::settings::Settings;
+use crate::tenancy::settings::{self, Settings};
 
 /// A hash of all settings that a client brings to its servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +71,24 @@ impl Terms {
         self.digest
     }
 
+    /// Whether nothing is to be written under them.
+    pub fn is_read_only(&self) -> bool {
+        self.context.as_ref().is_some_and(|context| context.actor().is_some())
+    }
+
+    /// The settings that a server gets.
+    pub fn bound_settings(&self) -> Cow<'_, Settings> {
+        if !self.is_read_only() {
+            return Cow::Borrowed(&self.settings);
+        }
+        let mut settings = Settings::clone(&self.settings);
+        settings.insert(settings::READ_ONLY.to_owned(), "on".to_owned());
+        Cow::Owned(settings)
+    }
+
     /// Whether its transactions are to be others than those of a new session.
     pub fn has_own_transactions(&self) -> bool {
-        self.settings.keys().any(|name| name.starts_with("default_transaction_"))
+        self.is_read_only() || self.settings.keys().any(|name| name.starts_with("default_transaction_"))
     }
 
     /// Which settings it brings.

@@ -256,6 +256,20 @@ impl Desk {
         Some(Report::new(Sqlstate::ADMIN_SHUTDOWN, message).hint("Connect again with another token."))
     }
 
+    /// Somebody acts for a subject (RFC 8693 section 4.1): a transaction begins.
+    pub fn acts(&self, context: &TenantContext) {
+        tracing::info!(
+            target: log::SECURITY,
+            event = "acting",
+            peer = %self.peer,
+            user = %self.role.name,
+            organization = context.organization().as_str(),
+            subject = context.subject(),
+            actor = context.actor().unwrap_or_default(),
+            "a read-only transaction on behalf of somebody else"
+        );
+    }
+
     fn was_revoked(&self, context: &TenantContext, what: &str, message: &str) {
         tracing::info!(
             target: log::SECURITY,

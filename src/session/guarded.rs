@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::permitted::{MAX_STATEMENT, MAX_WHOLE};
+use super::prepared::ClientStatements;
 use super::requests::Requests;
 use super::tokens::read_parameters;
 use crate::pool::due::Due;
 use crate::pool::server::BoundServer;
-use crate::tenancy::guard::{Breach, Guard};
+use crate::tenancy::guard::{Breach, Guard, Under};
 use crate::tenancy::text::Effects;
 use crate::wire::frame::{HEADER, Header, split_cstr};
 use crate::wire::report::{Report, Sqlstate};
@@ -33,6 +34,8 @@ pub(super) struct Guarded {
     by_parameter: bool,
     /// Its client_encoding is one in which texts cannot be read.
     is_unreadable: bool,
+    /// Its context is one under which nothing is written.
+    is_read_only: bool,
     /// A query is being collected, not a Parse.
     pub(super) collects_query: bool,
 }
@@ -45,6 +48,11 @@ impl Requests {
         self
     }
 
+    /// Whether the client's context is one under which nothing is written.
+    pub fn is_read_only(&mut self, is_read_only: bool) {
+        self.guarded.is_read_only = is_read_only;
+    }
+
     /// A turn begins, in this client_encoding.
     pub fn is_encoded(&mut self, client_encoding: Option<&str>) {
         let guard = self.guarded.guard.as_ref().filter(|guard| guard.is_strict());
@@ -54,11 +62,26 @@ impl Requests {
     }
 
     /// Whether a message changes a setting that belongs to the context, as far as it can be seen.
-    pub(super) fn judge(&mut self, header: Header, bytes: &[u8]) -> Judged {
+    /// `statements`: what the client has prepared.
+    pub(super) fn judge(&mut self, header: Header, bytes: &[u8], statements: &ClientStatements) -> Judged {
         let Some(guard) = self.guarded.guard.clone() else { return Judged::Passes };
         let here = bytes.get(HEADER..header.frame().min(bytes.len())).unwrap_or_default();
         let is_whole = bytes.len() >= header.frame();
         let is_long = header.frame() > MAX_WHOLE;
+        // It may have been prepared under another token.
+        if header.tag == tag::BIND
+            && self.guarded.is_read_only
+            && let Some((_, (name, _))) =
+                split_cstr(here).and_then(|(portal, rest)| Some((portal, split_cstr(rest)?)))
+        {
+            let text = match name {
+                b"" => statements.unnamed(),
+                _ => statements.get(name).map(|statement| &*statement.text_and_types),
+            };
+            if let Some(Err(breach)) = text.map(|text| self.read_guarded(&guard, text, true)) {
+                return Judged::Refused(breach.report());
+            }
+        }
         match header.tag {
             tag::QUERY if is_whole => refused(self.read_guarded(&guard, here, false)),
             tag::PARSE if is_whole => {
@@ -67,11 +90,11 @@ impl Requests {
             }
             tag::QUERY | tag::PARSE if !is_long => Judged::NeedsMore,
             // What the seal alone protects needs no more.
-            _ if !guard.is_strict() => Judged::Passes,
+            _ if !guard.is_strict() && !self.guarded.is_read_only => Judged::Passes,
             tag::QUERY | tag::PARSE if header.body > MAX_STATEMENT => Judged::Refused(too_long(header)),
             tag::QUERY => Judged::Collect,
             tag::BIND if self.guarded.by_parameter => match (is_whole, is_long) {
-                (true, _) => refused(bound_name(&guard, here).map_or(Ok(()), Err)),
+                (true, _) => refused(bound_name(&guard, here, self.guarded.is_read_only).map_or(Ok(()), Err)),
                 (false, false) => Judged::NeedsMore,
                 (false, true) => Judged::Refused(too_long(header)),
             },
@@ -91,7 +114,8 @@ impl Requests {
         if self.guarded.is_unreadable && !text.is_ascii() {
             return Err(Breach::Encoding("of this session".to_owned()));
         }
-        let open = guard.check(text, !self.backslashes, is_prepared)?;
+        let under = Under { is_prepared, is_read_only: self.guarded.is_read_only };
+        let open = guard.check(text, !self.backslashes, under)?;
         self.guarded.by_parameter |= open.by_parameter;
         Ok(())
     }
@@ -120,12 +144,11 @@ fn refused(read: Result<(), Breach>) -> Judged {
 }
 
 /// A parameter of a Bind that is the name of a guarded setting; a Bind that cannot be read counts as one.
-fn bound_name(guard: &Guard, body: &[u8]) -> Option<Breach> {
+fn bound_name(guard: &Guard, body: &[u8], is_read_only: bool) -> Option<Breach> {
     let rest = split_cstr(body).and_then(|(_, rest)| split_cstr(rest)).map(|(_, rest)| rest);
     let Some(parameters) = rest.and_then(read_parameters) else { return Some(Breach::Computed) };
     let mut names = parameters.iter().flatten().map(|(name, _)| name.trim_ascii_end());
-    let name = names.find(|name| guard.covers(name))?;
-    Some(Breach::Names(String::from_utf8_lossy(name).into_owned()))
+    names.find_map(|name| guard.check_bound(name, is_read_only))
 }
 
 fn too_long(header: Header) -> Report {

@@ -278,6 +278,11 @@ impl Relay {
         self.client.requests.is_encoded(self.client.reported.get("client_encoding"));
         self.client.requests.bar((self.standing != Standing::Good).then_some(Bar::Missing));
         let context = self.terms.shared_context().cloned();
+        self.client.requests.is_read_only(self.terms.is_read_only());
+        if let Some(context) = context.as_deref().filter(|context| context.actor().is_some()) {
+            self.client.desk.acts(context);
+            self.client.requests.ends_turn();
+        }
         Turn::new(
             &self.pool,
             (&mut self.client, &self.registered.handle),

@@ -215,7 +215,7 @@ impl Requests {
                 self.refuse(header, &report, server);
                 continue;
             }
-            match self.judge(header, incoming.filled()) {
+            match self.judge(header, incoming.filled(), statements) {
                 Judged::Passes => {}
                 Judged::NeedsMore => return Ok(()),
                 Judged::Refused(report) => {

@@ -51,6 +51,7 @@ pub struct TenantContext {
     project: Option<TenantId>,
     subject: String,
     token_id: Option<String>,
+    actor: Option<String>,
     payload: String,
     payload_digest: [u8; 32],
     expires_at: u64,
@@ -68,6 +69,10 @@ impl TenantContext {
     /// Who asks.
     pub fn subject(&self) -> &str {
         &self.subject
+    }
+    /// Who acts for the subject (RFC 8693 section 4.1, `act`), if somebody does: then nothing is written.
+    pub fn actor(&self) -> Option<&str> {
+        self.actor.as_deref()
     }
     /// The token's `jti`, if it has one.
     pub fn token_id(&self) -> Option<&str> {
@@ -160,6 +165,9 @@ pub enum MappingError {
         /// Its configured path
         claim: String,
     },
+    /// The `act` claim does not say who acts.
+    #[error("claim \"act\" is no object with a text \"sub\" (RFC 8693 section 4.1)")]
+    Act,
     /// PostgreSQL's text has no NUL.
     #[error("what context.settings.\"{setting}\" is to be has a NUL in it")]
     Nul {
@@ -252,7 +260,17 @@ impl Mapping {
         payload_digest.copy_from_slice(digest(&SHA256, payload.as_bytes()).as_ref());
         let expires_at = verified.expires_at().saturating_add(self.leeway.as_secs());
         let token_id = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
-        Ok(TenantContext { organization, project, subject, token_id, payload, payload_digest, expires_at })
+        let actor = actor(claims.get("act")).ok_or(MappingError::Act)?;
+        Ok(TenantContext {
+            organization,
+            project,
+            subject,
+            token_id,
+            actor,
+            payload,
+            payload_digest,
+            expires_at,
+        })
     }
 
     /// The id at `path`: the only one claimed, or the one that is wanted if it is among the claimed.
@@ -313,6 +331,14 @@ fn find<'a>(claims: &'a serde_json::Map<String, Value>, path: &str) -> Option<&'
     }
     let (first, rest) = path.split_once('.')?;
     find(claims.get(first)?.as_object()?, rest)
+}
+
+/// Who acts: nobody where there is no claim; `None` if it does not say. Those who acted before (an `act` within) do not count.
+fn actor(claim: Option<&Value>) -> Option<Option<String>> {
+    let Some(claim) = claim else { return Some(None) };
+    let actor = claim.as_object()?.get("sub")?.as_str()?;
+    let is_name = !actor.is_empty() && !actor.chars().any(char::is_control);
+    is_name.then(|| Some(actor.to_owned()))
 }
 
 fn roles(claim: Option<&Value>) -> Option<Vec<&str>> {

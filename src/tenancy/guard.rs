@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use aho_corasick::AhoCorasick;
 
 use super::scanner::{Scanner, Token};
-use super::settings::Settings;
+use super::settings::{READ_ONLY, Settings};
 use crate::config::ContextSetting;
 use crate::wire::report::{Report, Sqlstate};
 
@@ -70,6 +70,8 @@ pub enum Breach {
     Computed,
     /// It has texts within texts within texts.
     Nested,
+    /// It would make a transaction write that is not to.
+    Writable,
     /// It updates `pg_settings`.
     View,
     /// It sets `client_encoding` to one in which it could not be read.
@@ -108,6 +110,12 @@ impl Guard {
         is_own || self.names.iter().any(|guarded| guarded.as_bytes().eq_ignore_ascii_case(name))
     }
 
+    /// What is wrong with a Bind that brings this as a setting's name, if anything.
+    pub fn check_bound(&self, name: &[u8], is_read_only: bool) -> Option<Breach> {
+        let covers = self.covers(name) || is_read_only && makes_writable(name);
+        covers.then(|| breach(name))
+    }
+
     /// Whether what a client brings at start-up is none of the context's.
     ///
     /// # Errors
@@ -132,68 +140,118 @@ impl Guard {
         check_encoding(name)
     }
 
-    /// Reads a text, up to its first NUL. `is_prepared`: its parameters come later.
+    /// Reads a text, up to its first NUL.
     ///
     /// # Errors
     /// It changes what it must not.
-    pub fn check(&self, sql: &[u8], standard_strings: bool, is_prepared: bool) -> Result<Open, Breach> {
+    pub fn check(&self, sql: &[u8], standard_strings: bool, under: Under) -> Result<Open, Breach> {
         let sql = memchr::memchr(0, sql).map_or(sql, |end| &sql[..end]);
-        let mentions = match &self.mentions {
-            Some(words) => words.is_match(sql),
-            None => self.is_strict() || mentions_own(sql),
-        };
+        let reader = Reader { guard: self, under };
+        let mentions = under.is_read_only
+            || match &self.mentions {
+                Some(words) => words.is_match(sql),
+                None => self.is_strict() || mentions_own(sql),
+            };
         if !mentions {
             return Ok(Open::default());
         }
-        let open = self.read(sql, standard_strings, is_prepared, 0)?;
+        let open = reader.read(sql, standard_strings, 0)?;
         // How strings are read may change before this text is: either way it must be harmless.
-        if self.is_strict() && memchr::memchr(b'\\', sql).is_some() {
-            let other = self.read(sql, !standard_strings, is_prepared, 0)?;
+        if reader.is_strict() && memchr::memchr(b'\\', sql).is_some() {
+            let other = reader.read(sql, !standard_strings, 0)?;
             return Ok(Open { by_parameter: open.by_parameter || other.by_parameter });
         }
         Ok(open)
     }
+}
 
-    fn read(&self, sql: &[u8], standard: bool, is_prepared: bool, depth: usize) -> Result<Open, Breach> {
+/// How a text comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Under {
+    /// By Parse: its parameters come later, and other messages before its transaction ends.
+    pub is_prepared: bool,
+    /// Under a context under which nothing is written.
+    pub is_read_only: bool,
+}
+
+/// One reading.
+struct Reader<'g> {
+    guard: &'g Guard,
+    under: Under,
+}
+
+impl Reader<'_> {
+    fn is_strict(&self) -> bool {
+        self.guard.is_strict() || self.under.is_read_only
+    }
+
+    fn covers(&self, name: &[u8]) -> bool {
+        self.guard.covers(name) || self.under.is_read_only && makes_writable(name)
+    }
+
+    fn read(&self, sql: &[u8], standard: bool, depth: usize) -> Result<Open, Breach> {
         let mut scanner = Scanner::new(sql, standard).decoding();
         let mut statement = Statement::default();
-        let mut open = Open::default();
+        let (mut open, mut statements) = (Open::default(), 0);
         while let Some(token) = scanner.next() {
             match token {
                 Token::Symbol(b';') => statement = Statement::default(),
                 Token::Word(word) => {
                     if !statement.begun {
                         statement.begin(&word);
+                        statements += 1;
+                    }
+                    if matches!(word.as_slice(), b"reset" | b"discard") {
+                        self.check_all(&scanner, statements == 1 && depth == 0)?;
                     }
                     match word.as_slice() {
                         b"set" | b"reset" => self.read_set(&mut scanner)?,
                         b"update" => statement.updates = true,
+                        b"read" if self.under.is_read_only && is_word(&scanner, b"write") => {
+                            return Err(Breach::Writable);
+                        }
                         _ => {
                             open.by_parameter |= self.read_name(
                                 &word,
                                 &mut statement,
                                 &mut scanner,
-                                is_prepared && depth == 0,
+                                self.under.is_prepared && depth == 0,
                             )?
                         }
                     }
                 }
                 Token::Quoted(word) => {
                     statement.begun = true;
-                    open.by_parameter |=
-                        self.read_name(&word, &mut statement, &mut scanner, is_prepared && depth == 0)?;
+                    open.by_parameter |= self.read_name(
+                        &word,
+                        &mut statement,
+                        &mut scanner,
+                        self.under.is_prepared && depth == 0,
+                    )?;
                 }
                 // It may be executed.
                 Token::Text(text) if (statement.executes || depth > 0) && self.is_strict() => {
                     if depth == MAX_DEPTH {
                         return Err(Breach::Nested);
                     }
-                    self.read(&text, standard, false, depth + 1)?;
+                    self.read(&text, standard, depth + 1)?;
                 }
                 Token::Text(_) | Token::Other | Token::Symbol(_) => statement.begun = true,
             }
         }
         Ok(open)
+    }
+
+    /// Behind what takes all settings back: the transaction's own stay, so it may only stand alone.
+    fn check_all(&self, scanner: &Scanner<'_>, is_first: bool) -> Result<(), Breach> {
+        let mut ahead = scanner.clone();
+        let takes_all = matches!(ahead.next(), Some(Token::Word(what)) if what == b"all");
+        let is_alone =
+            is_first && matches!(ahead.next(), None | Some(Token::Symbol(b';'))) && ahead.next().is_none();
+        if self.under.is_read_only && takes_all && (self.under.is_prepared || !is_alone) {
+            return Err(Breach::Writable);
+        }
+        Ok(())
     }
 
     /// A word that is no SET: whether it calls `set_config` with a parameter for the name.
@@ -224,7 +282,7 @@ impl Guard {
             name = dotted(scanner);
         }
         if self.covers(&name) {
-            return Err(Breach::Names(String::from_utf8_lossy(&name).into_owned()));
+            return Err(breach(&name));
         }
         if self.is_strict() && matches!(name.as_slice(), b"names" | b"client_encoding") {
             if matches!(scanner.peek(), Some(Token::Symbol(b'='))) || is_word(scanner, b"to") {
@@ -248,7 +306,7 @@ impl Guard {
                 return if self.is_strict() { Err(Breach::Computed) } else { Ok(false) };
             }
             if self.covers(&name) {
-                return Err(Breach::Names(String::from_utf8_lossy(&name).into_owned()));
+                return Err(breach(&name));
             }
             if self.is_strict() && name.eq_ignore_ascii_case(b"client_encoding") {
                 return match scanner.next() {
@@ -259,7 +317,7 @@ impl Guard {
             return Ok(false);
         }
         if !self.is_strict() {
-            return Ok(false);
+            return Ok(is_prepared && matches!(first, Some(Token::Symbol(b'$'))));
         }
         if !(is_prepared && matches!(first, Some(Token::Symbol(b'$')))) {
             return Err(Breach::Computed);
@@ -273,6 +331,20 @@ impl Guard {
             Err(Breach::Computed)
         }
     }
+}
+
+/// What is wrong with changing a setting of this name.
+fn breach(name: &[u8]) -> Breach {
+    if makes_writable(name) {
+        Breach::Writable
+    } else {
+        Breach::Names(String::from_utf8_lossy(name).into_owned())
+    }
+}
+
+/// Settings by which a transaction writes or not.
+fn makes_writable(name: &[u8]) -> bool {
+    [&b"transaction_read_only"[..], READ_ONLY.as_bytes()].iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// What was read of a statement.
@@ -305,6 +377,10 @@ impl Breach {
                 .hint("Write the setting's name as a constant, or as a parameter of its own."),
             Breach::Nested => denied("texts are nested too deep in this one to be read".to_owned())
                 .hint("Make functions as another role, straight at PostgreSQL."),
+            Breach::Writable => {
+                Report::new(Sqlstate::READ_ONLY_TRANSACTION, "transactions are read-only under this token")
+                    .hint("The token has an \"act\" claim: somebody acts for its subject.")
+            }
             Breach::View => denied("pg_settings cannot be updated here".to_owned())
                 .hint("Use SET, or set_config with the setting's name as a constant."),
             Breach::Encoding(name) => denied(format!(
@@ -360,8 +436,9 @@ fn is_word(scanner: &Scanner<'_>, wanted: &[u8]) -> bool {
 }
 
 /// What is in every text that names one of pgtenant's settings, if it does not hide it.
-static OWN: LazyLock<Option<AhoCorasick>> =
-    LazyLock::new(|| AhoCorasick::builder().ascii_case_insensitive(true).build(["pgtenant"]).ok());
+static OWN: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+    AhoCorasick::builder().ascii_case_insensitive(true).build(["pgtenant", "set_config"]).ok()
+});
 
 fn mentions_own(sql: &[u8]) -> bool {
     OWN.as_ref().is_none_or(|word| word.is_match(sql))

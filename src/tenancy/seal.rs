@@ -1,6 +1,7 @@
 //! The seal: a context as the database receives it, signed, dated, and bound to one server process.
 //!
-//! Text of eight lines: HMAC-SHA-256 (RFC 2104) in hexadecimal over the seven that follow; `v1`; key id; the
+//! Text of eight lines: HMAC-SHA-256 (RFC 2104) in hexadecimal over the seven that follow; `v1`, or `v1-read-only`, which holds
+//! in read-only transactions alone; key id; the
 //! server's process id; expiry in Unix seconds; organization; project or nothing; SHA-256 of the payload.
 //! The database checks it in plain SQL (`architect/sql/interface.sql`) with a key that only the check can read.
 
@@ -21,9 +22,15 @@ pub struct SealedContext {
     text: String,
     expires_at: u64,
     ends_with_token: bool,
+    is_read_only: bool,
 }
 
 impl SealedContext {
+    /// Whether it holds in read-only transactions alone.
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
     /// What `pgtenant.seal` is set to.
     pub fn text(&self) -> &str {
         &self.text
@@ -73,8 +80,10 @@ impl Sealer {
         let last = context.expires_at().saturating_add(1);
         let expires_at = wanted.min(last);
         let project = context.project().map_or("", |project| project.as_str());
+        let is_read_only = context.actor().is_some();
+        let version = if is_read_only { "v1-read-only" } else { "v1" };
         let mut body = format!(
-            "v1\n{}\n{}\n{expires_at}\n{}\n{project}\n",
+            "{version}\n{}\n{}\n{expires_at}\n{}\n{project}\n",
             self.kid,
             pid.0,
             context.organization().as_str(),
@@ -84,7 +93,7 @@ impl Sealer {
         hex(hmac::sign(&self.key, body.as_bytes()).as_ref(), &mut text);
         text.push('\n');
         text.push_str(&body);
-        SealedContext { text, expires_at, ends_with_token: last <= wanted }
+        SealedContext { text, expires_at, ends_with_token: last <= wanted, is_read_only }
     }
 }
 

@@ -13,6 +13,9 @@ pub type Settings = BTreeMap<String, String>;
 const MAX_SETTINGS: usize = 64;
 const MAX_VALUE: usize = 4096;
 
+/// What makes transactions read-only that do not say otherwise.
+pub const READ_ONLY: &str = "default_transaction_read_only";
+
 /// Bytes of all settings that follow a client.
 pub const MAX_FOLLOWING: usize = 64 * 1024;
 

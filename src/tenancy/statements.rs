@@ -65,6 +65,10 @@ const REBIND_WITH_SETTINGS_SQL: &str = "SELECT pg_catalog.set_config('pgtenant.s
 const REBIND_HARDENED_SQL: &str =
     "SELECT pgtenant.bind(NULL, $1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.bool)";
 
+/// Behind what binds anew, for a context under which nothing is written.
+const READ_ONLY_SQL: &str = " AND pg_catalog.set_config('transaction_read_only', 'on', true) IS NOT NULL \
+     AND pg_catalog.set_config('default_transaction_read_only', 'on', $3::pg_catalog.bool) IS NOT NULL";
+
 /// How a server is put under a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Style {
@@ -281,10 +285,16 @@ impl Binder {
     /// ParseComplete, BindComplete, a row, CommandComplete.
     pub fn put_under(&self, sealed: Option<(&SealedContext, &str)>, is_local: bool, out: &mut BytesMut) {
         let (seal, payload) = self.told(sealed);
+        let is_read_only = sealed.is_some_and(|(sealed, _)| sealed.is_read_only());
         let is_local = if is_local { b"t" } else { b"f" };
         speak::close_portal(REBIND, out);
         speak::close_statement(REBIND.as_bytes(), out);
-        speak::parse(REBIND, self.style.rebind_sql(), out);
+        // Where the database binds, it sees to that itself.
+        if is_read_only && self.style != Style::Hardened {
+            speak::parse(REBIND, &[self.style.rebind_sql(), READ_ONLY_SQL].concat(), out);
+        } else {
+            speak::parse(REBIND, self.style.rebind_sql(), out);
+        }
         speak::bind_portal_and_execute(REBIND, REBIND, &[seal.as_bytes(), payload.as_bytes(), is_local], out);
     }
 

@@ -38,7 +38,9 @@ impl Sqlstate {
     pub const INVALID_PASSWORD: Self = Self("28P01");
     /// invalid_catalog_name: no such database
     pub const NO_SUCH_DATABASE: Self = Self("3D000");
-    /// insufficient_privilege
+    /// `read_only_sql_transaction`
+    pub const READ_ONLY_TRANSACTION: Self = Self("25006");
+    /// `insufficient_privilege`
     pub const INSUFFICIENT_PRIVILEGE: Self = Self("42501");
     /// invalid_sql_statement_name: a prepared statement that does not exist
     pub const NO_SUCH_STATEMENT: Self = Self("26000");

@@ -1,6 +1,7 @@
 //! Black-box tests: the real binary before a real PostgreSQL that the tests started themselves; one file per feature.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod acting;
 mod bounds;
 mod certificates;
 mod channel_binding;

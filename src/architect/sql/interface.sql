@@ -237,6 +237,9 @@ BEGIN
         PERFORM setseed(seed);
     END IF;
     PERFORM set_config('pgtenant.seal', new_seal, is_local), set_config('pgtenant.claims', new_payload, is_local);
+    IF split_part(new_seal, E'\n', 2) = 'v1-read-only' THEN
+        PERFORM set_config('transaction_read_only', 'on', true), set_config('default_transaction_read_only', 'on', is_local);
+    END IF;
     IF new_seal = '' THEN
         PERFORM set_config(c.name, '', is_local) FROM pgtenant.context_settings AS c;
     ELSE

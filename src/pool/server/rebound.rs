@@ -14,6 +14,11 @@ impl BoundServer {
         self.state.has_reset || self.lapse.is_some_and(|lapse| !lapse.is_fresh(now))
     }
 
+    /// Whether its transactions are read-only because of a context that it was under.
+    pub fn is_read_only(&self) -> bool {
+        self.state.is_read_only
+    }
+
     /// Binds it anew for the client that keeps it, under the same terms, between two of its transactions.
     pub fn rebind(
         &mut self,
@@ -26,6 +31,7 @@ impl BoundServer {
         self.core.binder.rebind(bound, settings, &mut self.core.outgoing);
         self.core.ledger.push(Due::Binding);
         self.state.has_reset = false;
+        self.state.is_read_only = sealed.is_some_and(|(sealed, _)| sealed.is_read_only());
         self.lapse = sealed.map(|(sealed, _)| sealed.lapse());
     }
 
@@ -41,6 +47,7 @@ impl BoundServer {
         is_local: bool,
         answer: &[u8],
     ) {
+        self.state.is_read_only |= bound.is_some_and(|(sealed, _)| sealed.is_read_only());
         self.core.binder.put_under(bound, is_local, &mut self.core.outgoing);
         // Close twice, Parse, Bind; and the execution.
         (0..4).for_each(|_| self.owe(Due::TowardsRebind));

@@ -85,7 +85,8 @@ impl Relay {
         self.hand_over().await;
         match server.settings(over, &names).await {
             Ok(found) => {
-                let is_following = found.is_some_and(|found| self.take_up(found, changes));
+                let is_following =
+                    found.is_some_and(|found| self.take_up(found, changes, server.is_read_only()));
                 if is_following && is_told {
                     server.is_known_as(self.terms.digest());
                 } else {
@@ -101,7 +102,11 @@ impl Relay {
     }
 
     /// The settings that were found become the client's. Whether the server may go on under them as it is.
-    fn take_up(&mut self, found: Settings, changes: &Changes) -> bool {
+    /// `is_read_only`: its transactions are, for a context that it had.
+    fn take_up(&mut self, mut found: Settings, changes: &Changes, is_read_only: bool) -> bool {
+        if is_read_only {
+            found.remove(settings::READ_ONLY); // the context's
+        }
         let Some(settings) =
             settings::following(&self.own_settings, found, self.client.desk.guard().map(|guard| &**guard))
         else {

@@ -13,6 +13,7 @@ use crate::session::desk::{Held, Standing};
 use crate::session::tokens::{Asked, Meaning};
 use crate::session::turn::Changes;
 use crate::tenancy::blocks::Block;
+use crate::tenancy::settings::READ_ONLY;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::{speak, tag};
@@ -159,7 +160,11 @@ impl Relay {
         self.standing = held.standing;
         let now = self.terms.shared_context().map(Arc::as_ptr);
         if now != held.context.as_ref().map(Arc::as_ptr) {
+            let was_read_only = self.terms.is_read_only();
             self.terms = self.terms.with_context(held.context);
+            if was_read_only && !self.terms.is_read_only() {
+                self.client.reported.is_as_at_start(READ_ONLY, &mut self.client.outgoing);
+            }
             if let Some(server) = &mut self.held {
                 server.is_to_be_bound_anew();
             }

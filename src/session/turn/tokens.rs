@@ -42,6 +42,11 @@ impl Turn<'_> {
             speak::sync(self.server.outgoing());
             self.server.owe(Due::Sync);
         }
+        if let Some(context) = held.context.as_deref().filter(|context| context.actor().is_some()) {
+            self.client.desk.acts(context);
+            // Also behind a savepoint that undoes it.
+            self.client.requests.is_read_only(true);
+        }
         self.under.extend(held.context.clone());
         if !asked.is_local {
             self.changes.switched.push((seal, held.clone()));

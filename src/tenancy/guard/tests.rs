@@ -5,13 +5,15 @@
 use super::*;
 use crate::config::SettingValue;
 
+const PREPARED: Under = Under { is_prepared: true, is_read_only: false };
+
 fn guard() -> Guard {
     let setting = |name: &str| ContextSetting { name: name.to_owned(), value: SettingValue::Organization };
     Guard::new(&[setting("app.organization"), setting("request.jwt.claims")])
 }
 
 fn check(sql: &str) -> Result<Open, Breach> {
-    guard().check(sql.as_bytes(), true, false)
+    guard().check(sql.as_bytes(), true, Under::default())
 }
 
 #[test]
@@ -107,11 +109,11 @@ fn a_parameter_for_the_name_is_left_open() {
         ("SELECT set_config($1::text, $2, true)", true),
         ("SELECT set_config('app.theme', $1, true)", false),
     ] {
-        let open = guard().check(sql.as_bytes(), true, true).unwrap();
+        let open = guard().check(sql.as_bytes(), true, PREPARED).unwrap();
         assert_eq!(open.by_parameter, expected, "{sql}");
     }
-    assert!(guard().check(b"SELECT set_config($1 || 'x', $2, true)", true, true).is_err());
-    assert!(guard().check(b"DO $$ BEGIN PERFORM set_config($1, $2, true); END $$", true, true).is_err());
+    assert!(guard().check(b"SELECT set_config($1 || 'x', $2, true)", true, PREPARED).is_err());
+    assert!(guard().check(b"DO $$ BEGIN PERFORM set_config($1, $2, true); END $$", true, PREPARED).is_err());
 }
 
 #[test]
@@ -127,6 +129,36 @@ fn where_nothing_is_configured_only_the_seal_is_spoken_of() {
         ("UPDATE pg_settings SET setting = 'x'", false),
         ("SET client_encoding = 'SJIS'", false),
     ] {
-        assert_eq!(guard.check(sql.as_bytes(), true, false).is_err(), is_refused, "{sql}");
+        assert_eq!(guard.check(sql.as_bytes(), true, Under::default()).is_err(), is_refused, "{sql}");
     }
+}
+
+#[test]
+fn nothing_makes_a_transaction_write_under_who_acts_for_somebody() {
+    let check = |sql: &str, is_prepared: bool| {
+        Guard::new(&[]).check(sql.as_bytes(), true, Under { is_prepared, is_read_only: true })
+    };
+    for sql in [
+        "BEGIN READ WRITE",
+        "START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ /* */ WRITE",
+        "SET TRANSACTION READ WRITE",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+        "SET transaction_read_only = off",
+        "SET LOCAL default_transaction_read_only TO 0",
+        "RESET default_transaction_read_only",
+        "SELECT set_config('Transaction_Read_Only', 'off', true)",
+        "SELECT set_config(n, 'off', true) FROM t",
+        "DO $$ BEGIN SET TRANSACTION READ WRITE; END $$",
+        "RESET ALL; COMMIT; DELETE FROM t",
+        "SELECT 1; DISCARD ALL",
+        "UPDATE pg_settings SET setting = 'off' WHERE name = 'transaction_read_only'",
+    ] {
+        assert!(check(sql, false).is_err(), "{sql}");
+    }
+    for sql in
+        ["BEGIN READ ONLY", "SELECT read, write FROM t", "DISCARD ALL", "RESET ALL;", "SELECT 'read write'"]
+    {
+        assert!(check(sql, false).is_ok(), "{sql}");
+    }
+    assert!(check("RESET ALL", true).is_err() && check("SELECT set_config($1, 'x', true)", true).is_ok());
 }
