@@ -177,6 +177,7 @@ mod tests {
         let context = Context {
             id_type: IdType::Bigint,
             seal_keys: vec![Secret::new(vec![7; 32])],
+            seal_key_file: None,
             seal_lifetime: Duration::from_secs(60),
             settings: Vec::new(),
         };

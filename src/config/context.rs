@@ -1,8 +1,11 @@
 //! `[context]` and `[context.settings]`: how the context reaches the database.
 
-use base64::Engine as _;
+use std::path::{Path, PathBuf};
 
-use super::document::{Item, Section};
+use base64::Engine as _;
+use zeroize::Zeroizing;
+
+use super::document::{Item, Section, without_newline};
 use super::read::{SECOND, or};
 use super::{Context, ContextSetting, IdType, Secret, SettingValue};
 
@@ -26,19 +29,24 @@ pub(super) fn context(section: &Section<'_, '_>, is_needed: bool) -> Context {
             "is missing: a role is tenant-scoped; make a key with: openssl rand -base64 32",
         );
     }
-    let mut seal_keys: Vec<Secret> = Vec::new();
+    let (mut seal_keys, mut first_file): (Vec<Secret>, _) = (Vec::new(), None);
     for item in items {
         let twice = item.pin();
         match seal_key(item) {
-            Some(key) if seal_keys.iter().any(|other| other.expose() == key.expose()) => {
+            Some((key, _)) if seal_keys.iter().any(|other| other.expose() == key.expose()) => {
                 twice.note("stands twice; a key is replaced by another one");
             }
-            key => seal_keys.extend(key),
+            Some((key, file)) => {
+                first_file = if seal_keys.is_empty() { file } else { first_file };
+                seal_keys.push(key);
+            }
+            None => {}
         }
     }
     Context {
         id_type: or(section.get("id_type").map(|i| i.choice(&id_types)), IdType::Uuid),
         seal_keys,
+        seal_key_file: first_file,
         seal_lifetime: or(
             section.get("seal_lifetime").map(|i| i.duration(10 * SECOND, 60 * SECOND)),
             60 * SECOND,
@@ -47,17 +55,42 @@ pub(super) fn context(section: &Section<'_, '_>, is_needed: bool) -> Context {
     }
 }
 
-fn seal_key(item: Item<'_, '_>) -> Option<Secret> {
+fn seal_key(item: Item<'_, '_>) -> Option<(Secret, Option<PathBuf>)> {
     let wrong = item.pin();
-    let text = item.secret()?;
-    match base64::engine::general_purpose::STANDARD.decode(text.expose()) {
-        Ok(key) if key.len() == 32 => Some(Secret::new(key)),
-        _ => {
-            wrong.note("must be 32 random bytes in base64; make one with: openssl rand -base64 32");
+    let (text, file) = item.secret_and_file()?;
+    match decode_seal_key(text.expose()) {
+        Some(key) => Some((key, file)),
+        None => {
+            wrong.note(format!("must be {SEAL_KEY}"));
             None
         }
     }
 }
+
+/// What a seal's key is, for people.
+const SEAL_KEY: &str = "32 random bytes in base64; make one with: openssl rand -base64 32";
+
+fn decode_seal_key(text: &[u8]) -> Option<Secret> {
+    let key = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    let key = Secret::new(key);
+    (key.expose().len() == 32).then_some(key)
+}
+
+/// Reads [`Context::seal_key_file`] anew.
+///
+/// # Errors
+/// It cannot be read, or holds no key; says so in one clear sentence.
+pub fn read_seal_key(file: &Path) -> Result<Secret, SealKeyError> {
+    let wrong = |what: String| SealKeyError(format!("{}: {what}", file.display()));
+    let text = std::fs::read(file).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let text = Zeroizing::new(text);
+    decode_seal_key(without_newline(&text)).ok_or_else(|| wrong(format!("must be {SEAL_KEY}")))
+}
+
+/// A file that should hold a seal's key does not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SealKeyError(String);
 
 /// `"name" = "$value"`, in the order of their names.
 fn settings(section: &mut Section<'_, '_>) -> Vec<ContextSetting> {

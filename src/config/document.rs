@@ -405,16 +405,21 @@ impl<'b, 'd> Item<'b, 'd> {
 
     /// A secret, which is never written into the configuration itself.
     pub(super) fn secret(self) -> Option<Secret> {
+        self.secret_and_file().map(|(secret, _)| secret)
+    }
+
+    /// A secret, and the file that it stands in, if it is one.
+    pub(super) fn secret_and_file(self) -> Option<(Secret, Option<PathBuf>)> {
         if !matches!(self.value, DeValue::Table(_)) {
             self.note("is a secret and must not stand here: write { file = \"...\" } or { env = \"...\" }");
             return None;
         }
         let section = self.into_section();
-        let (source, name, bytes) = match (section.get("file"), section.get("env")) {
+        let (source, name, bytes, path) = match (section.get("file"), section.get("env")) {
             (Some(file), None) => {
                 let path = file.file()?;
                 let bytes = std::fs::read(&path).map_err(|error| file.note_unreadable(&path, &error)).ok()?;
-                (file, path.display().to_string(), bytes)
+                (file, path.display().to_string(), bytes, Some(path))
             }
             (None, Some(env)) => {
                 let name = env.text()?;
@@ -422,7 +427,7 @@ impl<'b, 'd> Item<'b, 'd> {
                     env.note(format!("environment variable {name} is not set; set it before starting"));
                     return None;
                 };
-                (env, format!("environment variable {name}"), value.into_bytes())
+                (env, format!("environment variable {name}"), value.into_bytes(), None)
             }
             _ => {
                 section.note("must be exactly one of { file = \"...\" } and { env = \"...\" }");
@@ -435,7 +440,7 @@ impl<'b, 'd> Item<'b, 'd> {
             source.note(format!("{name} is empty; put the secret there"));
             return None;
         }
-        Some(Secret::new(text.to_vec()))
+        Some((Secret::new(text.to_vec()), path))
     }
 
     fn note_unreadable(&self, path: &Path, error: &std::io::Error) {
@@ -447,7 +452,7 @@ impl<'b, 'd> Item<'b, 'd> {
 }
 
 /// Editors and `echo` end a file with one newline, which is not part of the secret.
-fn without_newline(text: &[u8]) -> &[u8] {
+pub(super) fn without_newline(text: &[u8]) -> &[u8] {
     match text.strip_suffix(b"\n") {
         Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
         None => text,

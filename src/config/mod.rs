@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use context::{SealKeyError, read_seal_key};
 pub use document::{Mistake, Mistakes, parse_duration};
 pub use read::{load, parse, parse_with};
 pub use secret::Secret;
@@ -272,6 +273,8 @@ pub struct Context {
     pub id_type: IdType,
     /// The seal's keys, 32 random bytes each; the first one seals, all are installed. Empty only when no role is tenant-scoped.
     pub seal_keys: Vec<Secret>,
+    /// The first one's file, if it stands in one: watched, and read anew by [`read_seal_key`].
+    pub seal_key_file: Option<PathBuf>,
     /// How long a seal is honoured by the database.
     pub seal_lifetime: Duration,
     /// Further settings that are bound with the context, for policies that read them.

@@ -15,8 +15,9 @@ use super::shelf::{self, Choice, Offer};
 use super::statement::Registry;
 use super::supply::MAX_OPENING;
 use super::terms::Terms;
-use crate::config::{PoolLimits, PoolMode};
+use crate::config::{PoolLimits, PoolMode, SealKeyError};
 use crate::net::dial::{DialError, Dialer};
+use crate::net::watched::Watched;
 use crate::observe::metrics::DatabaseMetrics;
 use crate::tenancy::context::TenantContext;
 use crate::tenancy::seal::{SealedContext, Sealer, ServerPid};
@@ -39,8 +40,9 @@ pub struct PoolSettings {
     pub mode: PoolMode,
     /// Its bounds.
     pub limits: PoolLimits,
-    /// Makes the seals; none where no key is configured, and then no context can be bound.
-    pub sealer: Option<Arc<Sealer>>,
+    /// Makes the seals, with the key that is in its file now; none where no key is configured, and then no context can be
+    /// bound.
+    pub sealer: Option<Arc<Watched<Sealer, SealKeyError>>>,
     /// Writes what binds and cleans its servers.
     pub binder: Binder,
     /// Where it reports.
@@ -351,7 +353,7 @@ impl Pool {
         match (context, &self.settings.sealer) {
             (None, _) => Ok(None),
             (Some(context), Some(sealer)) => {
-                Ok(Some((sealer.seal(context, pid, SystemTime::now()), context)))
+                Ok(Some((sealer.current().seal(context, pid, SystemTime::now()), context)))
             }
             (Some(_), None) => {
                 Err(Report::new(Sqlstate::INTERNAL, "a context cannot be sealed without context.seal_key"))

@@ -13,7 +13,7 @@ use super::renewal::Watches;
 use crate::admin::http::Endpoints;
 use crate::auth::scram::Verifier;
 use crate::auth::token::Keys;
-use crate::config::{Config, KeySource, Tenancy};
+use crate::config::{self, Config, KeySource, SealKeyError, Tenancy};
 use crate::net::dial::Dialer;
 use crate::net::tls::{self, TlsError};
 use crate::net::watched::{Outcome, Watch, Watched};
@@ -56,8 +56,8 @@ pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
 }
 
 fn pools(config: &Config, watches: &mut Watches) -> Result<Pools, ServeError> {
-    let sealer = config.context.seal_keys.first();
-    let sealer = sealer.map(|key| Arc::new(Sealer::new(key, config.context.seal_lifetime)));
+    let sealer = sealer(config)?;
+    watches.extend(sealer.clone().map(|sealer| ("context.seal_key".to_owned(), sealer as Arc<dyn Watch>)));
     let mut pools = Pools::default();
     let mut connectors: BTreeMap<&str, Option<Arc<Watched<ClientConfig>>>> = BTreeMap::new();
     for database in config.databases.values() {
@@ -92,6 +92,19 @@ fn pools(config: &Config, watches: &mut Watches) -> Result<Pools, ServeError> {
         }
     }
     Ok(pools)
+}
+
+/// Seals with the first of the keys, as it is in its file now.
+fn sealer(config: &Config) -> Result<Option<Arc<Watched<Sealer, SealKeyError>>>, ServeError> {
+    let Some(key) = config.context.seal_keys.first().cloned() else { return Ok(None) };
+    let (file, lifetime) = (config.context.seal_key_file.clone(), config.context.seal_lifetime);
+    let watched = Watched::new(file.clone().into_iter().collect(), move || {
+        let key = file.as_ref().map_or_else(|| Ok(key.clone()), |file| config::read_seal_key(file))?;
+        Ok(Sealer::new(&key, lifetime))
+    });
+    let watched =
+        watched.map_err(|e: SealKeyError| ServeError::Configuration(format!("context.seal_key: {e}")))?;
+    Ok(Some(Arc::new(watched)))
 }
 
 fn unusable(key: &str, error: &TlsError) -> ServeError {

@@ -307,7 +307,8 @@ impl Throwaway {
         loop {
             let log = self.log();
             let news = log.get(before..).unwrap_or_default();
-            if news.contains("ready to accept connections")
+            // "ready to accept connections", or "read-only connections" where it is a standby.
+            if news.contains("system is ready to accept")
                 && TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
             {
                 return Ok(Outcome::Ready);
