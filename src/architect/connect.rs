@@ -99,8 +99,15 @@ impl TlsWanted {
         // Where TLS is off, the driver never asks for this.
         let tls = if self.mode == SslMode::Disable { SslMode::Prefer } else { self.mode };
         let identity = self.certificate.zip(self.key).map(|(certificate, key)| Identity { certificate, key });
-        let server =
-            Server { name: String::new(), host: String::new(), port: 0, tls, ca: self.roots, identity };
+        let server = Server {
+            name: String::new(),
+            host: String::new(),
+            port: 0,
+            tls,
+            tls_directly: false,
+            ca: self.roots,
+            identity,
+        };
         match tls::connector(&server) {
             Ok(Some(config)) => Ok(config),
             Ok(None) => Err(ConnectError("no TLS".to_owned())),

@@ -84,6 +84,8 @@ pub struct Server {
     pub port: u16,
     /// How much TLS is demanded (libpq's `sslmode`).
     pub tls: SslMode,
+    /// Whether the handshake comes first, without a request for it (libpq's `sslnegotiation=direct`; PostgreSQL 17 and later).
+    pub tls_directly: bool,
     /// PEM bundle of trusted roots; required for the verify modes unless the system's roots serve.
     pub ca: Option<PathBuf>,
     /// What the proxy shows to PostgreSQL, if that asks for a client's certificate.

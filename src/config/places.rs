@@ -95,6 +95,7 @@ fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
         item.note("there is no TLS over a Unix socket; remove it, or name a host");
         return None;
     }
+    let tls_directly = tls_directly(section, matches!(tls, SslMode::Disable | SslMode::Prefer) || has_socket);
     let identity = identity(section, has_socket || tls == SslMode::Disable);
     let ca = section.get("ca");
     match (tls, &ca) {
@@ -107,7 +108,19 @@ fn server(name: String, section: &Section<'_, '_>) -> Option<Arc<Server>> {
         _ => {}
     }
     let ca = given(ca.map(|item| item.file()));
-    Some(Arc::new(Server { name, host: host?, port: port as u16, tls, ca: ca?, identity: identity? }))
+    let (port, ca, identity) = (port as u16, ca?, identity?);
+    Some(Arc::new(Server { name, host: host?, port, tls, tls_directly, ca, identity }))
+}
+
+/// How TLS begins, in libpq's words.
+fn tls_directly(section: &Section<'_, '_>, may_be_clear: bool) -> bool {
+    let Some(item) = section.get("tls_negotiation") else { return false };
+    let wrong = item.pin();
+    let is_direct = item.choice(&[("postgres", false), ("direct", true)]).unwrap_or(false);
+    if is_direct && may_be_clear {
+        wrong.note("direct leaves no way back to a connection in clear; set tls to require, verify-ca or verify-full");
+    }
+    is_direct
 }
 
 /// What PostgreSQL is shown: both files, or none.

@@ -308,6 +308,9 @@ fn roots_that_nobody_would_look_at_are_a_mistake() {
     }
     only(&with("tls = \"verify-ca\""), "servers.main.ca", Some(2), "is missing: verify-ca");
     assert!(read_text(&with("tls = \"verify-full\"")).is_ok(), "the system's roots");
+    let direct = with("tls = \"require\"\ntls_negotiation = \"direct\"");
+    assert!(read_text(&direct).unwrap().databases["app"].server.tls_directly);
+    only(&direct.replace("require", "prefer"), "servers.main.tls_negotiation", Some(5), "no way back");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::buffer::Buffer;
 use super::listen::socket_path;
 use super::stream::{Socket, Stream};
+use super::tls::ALPN;
 use super::watched::Watched;
 use crate::config::{Secret, Server, SslMode};
 use crate::wire::frame::{HEADER, peek, split_cstr};
@@ -172,25 +173,40 @@ impl Dialer {
         let Some(tls) = &self.tls else {
             return Ok(Stream::Plain(socket));
         };
+        if self.server.tls_directly {
+            return self.shake_hands(tls, socket).await;
+        }
         let mut out = BytesMut::new();
         speak::ssl_request(&mut out);
         socket.write_all(&out).await.map_err(|e| self.unreachable(e))?;
         // One byte exactly: whatever follows in clear would be read as the server's first encrypted words.
         let answer = socket.read_u8().await.map_err(|e| self.unreachable(e))?;
         match (answer, self.server.tls) {
-            (b'S', _) => {
-                let name = ServerName::try_from(self.server.host.clone())
-                    .map_err(|e| self.unsupported(format!("{e}; TLS needs a host name or an address")))?;
-                let stream = TlsConnector::from(tls.current()).connect(name, socket).await;
-                let stream = stream.map_err(|e| self.unsupported(format!("TLS handshake failed: {e}")))?;
-                Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
-            }
+            (b'S', _) => self.shake_hands(tls, socket).await,
             (b'N', SslMode::Prefer) => Ok(Stream::Plain(socket)),
             (b'N', _) => Err(self.unsupported(
                 "it does not offer TLS; turn ssl on there, or set tls = \"prefer\" or \"disable\" for this server",
             )),
             _ => Err(self.unsupported("it answered a request for TLS with neither yes nor no; is it PostgreSQL?")),
         }
+    }
+
+    async fn shake_hands(&self, tls: &Watched<ClientConfig>, socket: Socket) -> Result<Stream, DialError> {
+        let name = ServerName::try_from(self.server.host.clone())
+            .map_err(|e| self.unsupported(format!("{e}; TLS needs a host name or an address")))?;
+        let stream = TlsConnector::from(tls.current()).connect(name, socket).await;
+        let stream = stream.map_err(|e| match self.server.tls_directly {
+            true => self.unsupported(format!(
+                "TLS handshake failed: {e}; tls_negotiation = \"direct\" needs PostgreSQL 17 or later, with ssl on"
+            )),
+            false => self.unsupported(format!("TLS handshake failed: {e}")),
+        })?;
+        // Without a request for it, ALPN is what shows that the other side speaks this protocol, and not another one to
+        // whom these bytes mean something else (ALPACA).
+        if self.server.tls_directly && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(self.unsupported("it did not agree on the protocol postgresql in the TLS handshake"));
+        }
+        Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
 
     /// A socket to the server on which nothing was said yet.

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::authority::{Authority, direct, handshake, with_tls};
-use crate::harness::client::{Raw, message, startup};
+use pgtenant::cli::demo::throwaway::Options;
+
+use crate::harness::authority::{Authority, direct, handshake, secured_as, with_tls};
+use crate::harness::client::{Raw, message, raw, startup, try_connect};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Database};
 use crate::harness::{Dice, eventually, org};
@@ -140,4 +142,40 @@ async fn without_a_certificate_there_is_no_handshake() {
     assert!(direct(&gate, Authority::new().client(POSTGRESQL, None)).await.is_err());
     let mut raw = Raw::connect(&gate).await;
     raw.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+}
+
+/// Towards PostgreSQL, which takes it from version 17 on.
+#[tokio::test]
+async fn servers_are_reached_without_asking_for_tls() {
+    for bin in postgres::all_bins() {
+        let authority = Authority::new();
+        let options = Options { bin: Some(bin), ..Options::default() };
+        let shared = secured_as(&options, &authority, &["localhost"]).await;
+        let database = shared.database().await;
+        let setup = Gate::with(&database)
+            .set("servers.main", "host", "\"localhost\"")
+            .set("servers.main", "tls", "\"verify-full\"")
+            .set("servers.main", "tls_negotiation", "\"direct\"")
+            .set("servers.main", "ca", "\"ca.crt\"")
+            .file("ca.crt", authority.pem.as_str());
+        let gate = setup.run().await;
+        if shared.server.version_major() < 17 {
+            let refused = try_connect(&gate, "app", &gate.token(org(1)).sign()).await.err().unwrap();
+            let refused = refused.as_db_error().unwrap();
+            assert!(refused.code().code().starts_with("08"), "{refused:?}");
+            assert!(refused.message().contains("needs PostgreSQL 17"), "{refused:?}");
+            continue;
+        }
+        let mut raw = raw(&gate, 1).await;
+        let encrypted =
+            "SELECT ssl::text || min(body) FROM pg_stat_ssl, items WHERE pid = pg_backend_pid() GROUP BY ssl";
+        assert_eq!(raw.query(encrypted).await.rows, [[Some("trueorg-1".to_owned())]]);
+        // A cancel request goes the same way.
+        raw.send(&message(b'Q', b"SELECT pg_sleep(30)\0")).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut canceller = Raw::connect(&gate).await;
+        canceller.send(&startup(CANCEL_REQUEST, &raw.key)).await;
+        canceller.expect_close().await;
+        assert_eq!(raw.answer().await.error.unwrap().0, "57014");
+    }
 }
