@@ -13,6 +13,7 @@ usage: benches/side_by_side.sh [options]
                           rows_1000                  1,000 rows, 8 clients
                           rls_plain rls_sealed       RLS, 100 organizations, without and with the seal's check
                           seal                       the seal's check in PostgreSQL itself
+                          hands                      what it costs that a server goes to another organization
                           tls                        TLS between client and pooler
                           idle                       memory of 10,000 idle clients
                           calls                      system calls, wake-ups and allocations per transaction
@@ -135,7 +136,7 @@ for name in "${wanted[@]}"; do
     tls) with_tls=1 ;;
     idle) max_clients=$idle_clients ;;
   esac
-  case $name in idle | rls_plain | rls_sealed) find_load ;; esac
+  case $name in idle | rls_plain | rls_sealed | hands) find_load ;; esac
 done
 ((${#cases[@]})) || die "none of the cases can be measured here" 1
 

@@ -6,8 +6,8 @@
 # goals. run_NAME measures it, and report_NAME prints it; for most that is `run_rounds` and `report_rounds`, with a function
 # that sets `command` and `served` (the process whose CPU time counts) for one run.
 
-every_case=(idle prepared simple extended rows_1000 rls_plain rls_sealed seal tls calls)
-usual_cases=(idle prepared simple rows_1000 rls_plain rls_sealed seal tls calls)
+every_case=(idle prepared simple extended rows_1000 rls_plain rls_sealed seal hands tls calls)
+usual_cases=(idle prepared simple rows_1000 rls_plain rls_sealed seal hands tls calls)
 
 # So many times the figure of another, or at most so many: the case, for how many clients (- for all), who, of whom,
 # which figure, least or most, how many.
@@ -31,7 +31,7 @@ seal_calls=20000 # of the check in one EXPLAIN
 # Why a case cannot be measured here; nothing if it can.
 obstacle() {
   case $1 in
-    rls_plain | rls_sealed | seal) ((with_pgtenant)) || printf 'needs pgtenant' ;;
+    rls_plain | rls_sealed | seal | hands) ((with_pgtenant)) || printf 'needs pgtenant' ;;
     tls) command -v openssl >/dev/null || printf 'needs openssl' ;;
     calls) command -v strace >/dev/null || printf 'needs strace' ;;
     idle)
@@ -175,6 +175,78 @@ report_seal() {
   printf '| difference | %.2f |\n\n' "$(column_median 1 "$work/seal.us")"
   printf 'EXPLAIN (ANALYZE, TIMING OFF) of %s calls in one query, medians of the rounds. A query of one policy has one such call.\n' \
     "$seal_calls"
+}
+
+# ---------------------------------------------------------------- a server changes hands, in each way that there is
+
+case_hands() {
+  case_title="What a change of hands costs, by what its last client sent"
+  tenants inert loud left
+  case_command=hands_command case_base=inert
+  case_targets=(inert loud left)
+}
+
+# What else the query asks for decides how its server goes to the next organization.
+hands_command() { # way clients seconds
+  load_command pgtenant_sealed "$2" "$3"
+  case $1 in
+    inert) command+=(--also 'length(body)') ;;
+    # A name that is not on the list of those that bend no plan.
+    loud) command+=(--also 'pg_column_size(body)') ;;
+    # A lock of the transaction's own, and so nothing: but no command tag tells that.
+    left) command+=(--also 'pg_try_advisory_xact_lock_shared(1)') ;;
+  esac
+}
+
+# User and system time of all servers' processes.
+postgres_ticks() {
+  local postmaster pid sum=0
+  postmaster=$(sed -n 1p "$work/postgres/data/postmaster.pid")
+  for pid in $(cat "/proc/$postmaster/task/"*/children); do
+    # One that has just ended counts no more.
+    if [[ -r /proc/$pid/stat ]]; then cpu_ticks "$pid" && sum=$((sum + cpu)); fi
+  done
+  ticks=$sum
+}
+
+run_hands() {
+  local clients round target before
+  for target in "${case_targets[@]}"; do measure "$target" 100/16 1; done
+  for clients in "${case_clients[@]}"; do
+    for ((round = 1; round <= rounds; round++)); do
+      for target in "${case_targets[@]}"; do
+        postgres_ticks
+        before=$ticks
+        measure "$target" "$clients" "$seconds"
+        postgres_ticks
+        each=$(awk -v t=$((ticks - before)) -v hz="$ticks_per_second" -v n="$transactions_done" 'BEGIN { print t / hz * 1e6 / n }')
+        printf '%s %s %s %s %s\n' "$target" "$clients" "$tps" "$cpu_us" "$each" >>"$work/hands"
+        say "$(printf 'hands     %6s clients, round %s/%s  %-6s %9.0f tps, %.1f us CPU of the pooler, %.1f of PostgreSQL' \
+          "$clients" "$round" "$rounds" "$target" "$tps" "$cpu_us" "$each")"
+      done
+    done
+  done
+}
+
+report_hands() {
+  local target clients label
+  printf '| its last query | clients | tps | us of the pooler | us of PostgreSQL |\n|---|---:|---:|---:|---:|\n'
+  for target in "${case_targets[@]}"; do
+    for clients in "${case_clients[@]}"; do
+      awk -v t="$target" -v c="$clients" '$1 == t && $2 == c { print $3, $4, $5 }' "$work/hands" >"$work/hands.one"
+      label=${clients/\//, }
+      [[ $clients != */* ]] || label+=' at once'
+      printf '| %s | %s | %.0f | %.1f | %.1f |\n' "$target" "$label" "$(column_median 1 "$work/hands.one")" \
+        "$(column_median 2 "$work/hands.one")" "$(column_median 3 "$work/hands.one")"
+    done
+  done
+  cat <<'TEXT'
+
+One row under a sealed policy. With 16 clients of 16 organizations a server seldom changes hands, with 100 of whom 16 at a time
+have a transaction nearly always: the difference between the two rows is what that costs. "inert": statements and plans are kept
+(a light switch); "loud": they are dropped (a switch); "left": something may have been left, and the server is cleaned in a
+round trip of its own, in the background where there is time. CPU time per transaction.
+TEXT
 }
 
 # ---------------------------------------------------------------- idle clients

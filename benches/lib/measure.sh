@@ -44,6 +44,7 @@ measure() { # target clients seconds
   tps=$(sed -n 's/^tps = \([0-9.]*\) (.*without initial connection time.*/\1/p' "$work/out")
   latency=$(sed -n 's/^latency average = \([0-9.]*\) ms$/\1/p' "$work/out")
   transactions=$(sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' "$work/out")
+  transactions_done=$transactions
   [[ -n $tps && -n $latency && -n $transactions && $transactions != 0 ]] || die "cannot read the load's answer: $what"
   ! grep -q '^number of failed transactions: [1-9]' "$work/out" || die "transactions failed: $what"
 

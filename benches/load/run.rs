@@ -36,6 +36,9 @@ pub struct Options {
     /// The application's own way: BEGIN; SET LOCAL this setting to the organization; the row; COMMIT.
     #[arg(long, value_name = "SETTING")]
     set_local: Option<String>,
+    /// An expression that the query has besides the columns of its row.
+    #[arg(long, value_name = "EXPRESSION")]
+    also: Option<String>,
     /// Require that each client cannot see the row of another organization.
     #[arg(long)]
     isolated: bool,
@@ -162,7 +165,8 @@ async fn transactions(
 impl Client {
     async fn open(options: &Options, organization: Organization, foreign_row: u64) -> Result<Self, Failure> {
         let mut connection = Connection::open(&options.target, &organization.password, None).await?;
-        let sql = format!("SELECT organization_id, body FROM {} WHERE id = $1::bigint", options.table);
+        let also = options.also.as_ref().map(|also| format!(", {also}")).unwrap_or_default();
+        let sql = format!("SELECT organization_id, body{also} FROM {} WHERE id = $1::bigint", options.table);
         connection.prepare(&sql).await?;
         let set_local =
             options.set_local.as_ref().map(|name| format!("SET LOCAL {name} = '{}'", organization.id));
