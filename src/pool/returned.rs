@@ -20,15 +20,14 @@ impl Pool {
         if Instant::now() >= server.retires() {
             return server.close(); // another is opened if somebody waits
         }
+        let server = match server {
+            // Also where somebody waits: how long a cleaning takes is for the last client to choose, and who waits may get
+            // another server sooner.
+            Idle::Used(used) if used.is_dirty() => return self.clean_in_background(used),
+            server => server,
+        };
         let mut state = self.lock();
-        let Some(mut server) = state.waiting.hand(server) else { return };
-        if let Idle::Used(used) = server {
-            if used.is_dirty() {
-                drop(state);
-                return self.clean_in_background(used);
-            }
-            server = Idle::Used(used);
-        }
+        let Some(server) = state.waiting.hand(server) else { return };
         state.idle.push(server);
         self.keep_one_clean(state);
     }

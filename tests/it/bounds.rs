@@ -202,3 +202,32 @@ async fn a_cancel_that_is_late_strikes_nobody_else() {
     assert_eq!(answer.error, None);
     assert_eq!(answer.rows[0][1].as_deref(), Some("mine"));
 }
+
+/// What a client leaves takes time to remove; whoever waits gets the next server that is free, not that one.
+#[tokio::test]
+async fn a_long_cleaning_holds_nobody_up_who_could_have_another_server() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(2).run().await;
+    let [mut mallory, mut second, mut victim] =
+        [raw(&gate, 1).await, raw(&gate, 1).await, raw(&gate, 2).await];
+    const PID: &str = "SELECT pg_backend_pid()";
+    for _ in 0..3 {
+        mallory.query("BEGIN").await;
+        let dirty = mallory.query(PID).await.rows;
+        second.query("BEGIN").await;
+        let other = second.query(PID).await.rows;
+        assert_ne!(dirty, other);
+        let litter = "DO $$ BEGIN FOR i IN 1..1500 LOOP EXECUTE 'CREATE TEMP TABLE t' || i || ' (n int)'; END LOOP; END $$";
+        assert_eq!(mallory.query(litter).await.error, None);
+        victim.send(&message(b'Q', format!("{PID}\0").as_bytes())).await;
+        eventually("the victim in the line", async || {
+            let (_, metrics) = gate.http("/metrics").await;
+            metrics.contains("pgtenant_waiting_clients{database=\"app\"} 1").then_some(())
+        })
+        .await;
+        mallory.query("COMMIT").await;
+        second.query("COMMIT").await;
+        let served = victim.answer().await;
+        assert_eq!((served.error, served.rows), (None, other));
+    }
+}
