@@ -5,6 +5,8 @@
 
 mod context;
 mod document;
+mod ids;
+mod limits;
 mod places;
 mod read;
 mod secret;
@@ -39,6 +41,8 @@ pub struct Config {
     pub claims: ClaimPaths,
     /// How the context reaches the database.
     pub context: Context,
+    /// What organizations may take.
+    pub limits: Arc<Limits>,
     /// What every query must stay within; an exact edge of each latency histogram.
     pub budget_latency: Duration,
 }
@@ -155,6 +159,8 @@ pub enum PoolMode {
 pub struct PoolLimits {
     /// Server connections at most.
     pub size: usize,
+    /// Of them, what one organization may hold at once.
+    pub per_organization: usize,
     /// Server connections that are kept open even if nobody needs them.
     pub min_idle: usize,
     /// How long a client waits for a server before it gets 53300.
@@ -163,6 +169,38 @@ pub struct PoolLimits {
     pub idle_timeout: Duration,
     /// A server is closed at this age, once it is idle; each up to a tenth earlier, so that they do not go together.
     pub max_age: Duration,
+}
+
+/// What organizations may take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Of every organization that is not named.
+    pub usual: OrganizationLimits,
+    /// By id.
+    pub named: BTreeMap<String, OrganizationLimits>,
+}
+
+impl Limits {
+    /// What an organization may take.
+    pub fn of(&self, organization: &str) -> &OrganizationLimits {
+        match self.named.is_empty() {
+            true => &self.usual,
+            false => self.named.get(organization).unwrap_or(&self.usual),
+        }
+    }
+}
+
+/// What one organization may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrganizationLimits {
+    /// Its share of a crowded pool's server time, beside the others'.
+    pub weight: u32,
+}
+
+impl Default for OrganizationLimits {
+    fn default() -> Self {
+        Self { weight: 1 }
+    }
 }
 
 /// A user that clients may name.

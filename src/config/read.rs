@@ -76,7 +76,6 @@ pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>)
 /// Sections are read in full whatever is wrong with others; `None` only when a mistake was noted.
 fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
     let root = Section::root(book, document);
-    root.not_built("limits", "limits for organizations come with fair scheduling");
     let listen = listen(&root.section("listen"));
     let admin_http = admin(&root.section("admin"));
     let servers = servers(&mut root.section("servers"));
@@ -91,6 +90,7 @@ fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
     let jwt = jwt(&jwt_section, needs_token);
     let claims = claims(&root.section("claims"));
     let context = context(&root.section("context"), needs_seal);
+    let limits = limits::limits(&mut root.section("limits"), context.id_type);
     let budget_latency = budget(&root.section("budget"));
     if databases.is_empty() {
         book.note("databases", None, "is missing: name at least one, as [databases.app]");
@@ -107,6 +107,7 @@ fn read(book: &Book<'_>, document: &DeTable<'_>) -> Option<Config> {
         revoked,
         claims,
         context,
+        limits,
         budget_latency,
     })
 }
@@ -155,7 +156,6 @@ fn database(name: &str, section: &Section<'_, '_>, servers: &Named<Server>) -> O
 }
 
 fn pool(section: &Section<'_, '_>) -> PoolLimits {
-    section.not_built("per_organization", "the pool's size is shared by all organizations");
     let day = 24 * HOUR;
     let size = or(section.get("size").map(|i| i.number(1, 10_000)), 20) as usize;
     let min_idle = section.get("min_idle");
@@ -163,8 +163,14 @@ fn pool(section: &Section<'_, '_>) -> PoolLimits {
     if let Some(item) = min_idle.filter(|_| kept > size) {
         item.note(format!("is more than the pool's size ({size}); raise size, or lower min_idle"));
     }
+    let each = section.get("per_organization");
+    let per_organization = each.as_ref().and_then(|item| item.number(1, 10_000)).map_or(size, |n| n as usize);
+    if let Some(item) = each.filter(|_| per_organization > size) {
+        item.note(format!("is more than the pool's size ({size}); raise size, or lower per_organization"));
+    }
     PoolLimits {
         size,
+        per_organization,
         min_idle: kept,
         wait_timeout: or(section.get("wait_timeout").map(|i| i.duration(MILLISECOND, HOUR)), 5 * SECOND),
         idle_timeout: or(section.get("idle_timeout").map(|i| i.duration(SECOND, day)), 600 * SECOND),

@@ -75,12 +75,7 @@ fn all_mistakes_come_at_once_each_with_its_key_and_line() {
 fn what_is_not_built_is_named_and_never_ignored() {
     for (section, line, key) in [
         ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
-        (
-            "[databases.other]",
-            "server = \"main\"\npool.per_organization = 3",
-            "databases.other.pool.per_organization",
-        ),
-        ("[limits]", "queries_per_second = 0", "limits"),
+        ("[limits]", "queries_per_second = 0", "limits.queries_per_second"),
         ("[budget]", "objective = 0.999", "budget.objective"),
         ("[budget]", "slow_log = true", "budget.slow_log"),
     ] {
@@ -91,6 +86,20 @@ fn what_is_not_built_is_named_and_never_ignored() {
         );
     }
     assert!(read_text(&format!("{SMALL}[budget]\nslow_log = false\n[listen]\nunix = []\n")).is_ok());
+}
+
+#[test]
+fn organizations_have_weights_by_their_ids() {
+    let id = "018F6F3E-0000-7000-8000-000000000001";
+    let read = |more: &str| read_text(&format!("{SMALL}[limits]\nweight = 2\n{more}"));
+    let config = read(&format!("[limits.organization.\"{id}\"]\nweight = 4\n")).unwrap();
+    let weights = [&id.to_lowercase(), "another"].map(|id| config.limits.of(id).weight);
+    assert_eq!(weights, [4, 2]);
+    assert_eq!(config.databases["app"].pool.per_organization, config.databases["app"].pool.size);
+    let said = refused(&format!("{SMALL}[limits.organization.acme]\nweight = 4\n"));
+    assert!(said.contains("limits.organization.acme: is no organization's id"), "{said}");
+    let said = refused(&format!("{SMALL}[limits]\nweight = 0\n"));
+    assert!(said.contains("limits.weight: "), "{said}");
 }
 
 #[test]

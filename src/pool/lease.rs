@@ -11,11 +11,9 @@ use lru::LruCache;
 
 use super::queue::{Queue, Turn, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
-use super::shelf::{self, Choice, Offer};
 use super::statement::Registry;
-use super::supply::MAX_OPENING;
 use super::terms::Terms;
-use crate::config::{PoolLimits, PoolMode, SealKeyError};
+use crate::config::{Limits, PoolLimits, PoolMode, SealKeyError};
 use crate::net::dial::{DialError, Dialer};
 use crate::net::watched::Watched;
 use crate::observe::metrics::DatabaseMetrics;
@@ -40,6 +38,8 @@ pub struct PoolSettings {
     pub mode: PoolMode,
     /// Its bounds.
     pub limits: PoolLimits,
+    /// Rights of its organizations.
+    pub organizations: Arc<Limits>,
     /// Makes the seals, with the key that is in its file now; none where no key is configured, and then no context can be
     /// bound.
     pub sealer: Option<Arc<Watched<Sealer, SealKeyError>>>,
@@ -250,37 +250,6 @@ impl Pool {
         }
     }
 
-    /// An idle server that needs no step of its own before the client's first message.
-    fn take_ready(&self, terms: &Terms, shard: Shard, is_plain: bool, now: SystemTime) -> Option<Idle> {
-        let mut state = self.lock();
-        let has_room = self.has_room(&state);
-        let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
-        let Choice::Take { index, grow: false } = shelf::choose(offers, has_room) else { return None };
-        let is_ready = match &state.idle[index] {
-            Idle::Used(used) => used.serves(terms.digest(), now) || is_plain && used.may_switch(terms),
-            Idle::Clean(..) => true,
-        };
-        is_ready.then(|| self.take_idle(&mut state, index, terms, now))
-    }
-
-    /// Whether one more server may be opened.
-    fn has_room(&self, state: &State) -> bool {
-        state.open < self.settings.limits.size && state.opening < MAX_OPENING
-    }
-
-    /// Who can take a server over needs no clean one.
-    fn take_idle(&self, state: &mut State, index: usize, terms: &Terms, now: SystemTime) -> Idle {
-        let server = state.idle.remove(index);
-        let needs_clean = match &server {
-            Idle::Used(used) => !used.serves(terms.digest(), now) && !used.may_switch(terms),
-            Idle::Clean(clean, _) => clean.was_needed(terms),
-        };
-        if needs_clean {
-            state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
-        }
-        server
-    }
-
     fn bind(&self, server: CleanServer, terms: &Terms) -> Result<BoundServer, Report> {
         let sealed = self.seal(server.pid(), terms)?;
         let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
@@ -381,31 +350,6 @@ impl Pool {
         }
     }
 
-    fn choose(self: &Arc<Self>, terms: &Terms, shard: Shard) -> Result<Idle, Turn> {
-        let now = SystemTime::now();
-        let mut state = self.lock();
-        let has_room = self.has_room(&state);
-        let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
-        match shelf::choose(offers, has_room) {
-            Choice::Take { index, grow } => {
-                let server = self.take_idle(&mut state, index, terms, now);
-                if grow && state.opening == 0 {
-                    self.open(&mut state, shard);
-                }
-                Ok(server)
-            }
-            choice @ (Choice::Open | Choice::Wait) => {
-                let turn = state.waiting.join(terms.digest(), shard);
-                if state.is_closing {
-                    state.waiting.dismiss();
-                } else if choice == Choice::Open {
-                    self.open(&mut state, shard);
-                }
-                Err(turn)
-            }
-        }
-    }
-
     async fn wait(
         self: &Arc<Self>,
         mut turn: Turn,
@@ -465,14 +409,6 @@ impl Pool {
         // A panic while it was held cannot have left it inconsistent in a way that matters more than serving on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn offer(idle: &Idle, wanted: TermsDigest, shard: Shard, now: SystemTime) -> Offer {
-    let (serves, is_clean) = match idle {
-        Idle::Clean(..) => (false, true),
-        Idle::Used(used) => (used.serves(wanted, now), false),
-    };
-    Offer { serves, is_clean, is_home: idle.shard() == shard }
 }
 
 /// Tells a client why no server could be opened.

@@ -1,10 +1,11 @@
 //! Connections and turns: servers, who holds them, and who is next.
 //!
 //! [`Pool`] is the servers of one database and one role. [`server`] holds the types of custody (clean, bound, used),
-//! [`shelf`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
+//! [`shelf`] and [`shares`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
 pub mod due;
+pub mod holder;
 mod inquiry;
 mod kept;
 mod lease;
@@ -13,12 +14,14 @@ pub mod ledger;
 mod queue;
 mod returned;
 pub mod server;
+pub mod shares;
 pub mod shelf;
 pub mod statement;
 mod supply;
 pub mod switch;
+mod taking;
 mod terms;
 
 pub use lease::{Pool, PoolSettings};
-pub use queue::Unserved;
+pub use queue::{Flow, Unserved};
 pub use terms::Terms;

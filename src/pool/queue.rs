@@ -1,12 +1,14 @@
-//! Clients that wait for a server: first come, first served, but for a few who are passed over because a server suits
-//! another better.
+//! Clients that wait for a server: organizations by weighted fair shares of server time, their projects in turn, and the
+//! clients of one in the order in which they came, but for a few who are passed over because a server suits another better.
 
-use std::collections::VecDeque;
-use std::time::SystemTime;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::holder::Holder;
 use super::server::{Idle, Resting as _, Shard, TermsDigest};
+use super::shares::{Nanos, Share, Shares};
 use crate::wire::report::Report;
 
 /// Why a client got no server.
@@ -24,22 +26,50 @@ impl From<Report> for Unserved {
     }
 }
 
+/// Whose account a server's time goes to: an organization's, or that of all who have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow(pub u128);
+
+/// Who wants a server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wants {
+    pub(super) terms: TermsDigest,
+    pub(super) shard: Shard,
+    pub(super) flow: Flow,
+    pub(super) project: Flow,
+    pub(super) share: Share,
+}
+
 /// A client's place in the line: what it gets when its turn comes.
 pub(super) type Turn = oneshot::Receiver<Result<Idle, Report>>;
 
-/// How many from the head of the line a server is matched with.
+/// How many from the head of a line a server is matched with, and how many organizations.
 const LOOK_AHEAD: usize = 16;
 
 /// How often one may be passed over before it is served, whatever comes.
 const MAX_PASSED_OVER: usize = 8;
 
-/// The line.
-#[derive(Default)]
+/// How far behind the first an organization may be (in server time for a weight of 1) and still be given the server, because
+/// it was on that before: a change of hands costs about a tenth of this.
+const SLACK: Duration = Duration::from_millis(1);
+
+/// The lines.
 pub(super) struct Queue {
-    waiting: VecDeque<Waiting>,
+    shares: Shares<Flow>,
+    lines: HashMap<Flow, Line>,
+    /// What time is counted from.
+    epoch: Instant,
 }
 
-/// Somebody in the line.
+/// One organization's.
+#[derive(Default)]
+struct Line {
+    projects: HashMap<Flow, VecDeque<Waiting>>,
+    /// Whose turn it is: projects that have somebody waiting.
+    turns: VecDeque<Flow>,
+}
+
+/// Somebody in a line.
 struct Waiting {
     hand: oneshot::Sender<Result<Idle, Report>>,
     /// What it wants to be bound to, and where it runs.
@@ -48,72 +78,193 @@ struct Waiting {
     passed_over: usize,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self { shares: Shares::default(), lines: HashMap::new(), epoch: Instant::now() }
+    }
+}
+
 impl Queue {
-    /// Joins at the end.
-    pub(super) fn join(&mut self, terms: TermsDigest, shard: Shard) -> Turn {
+    /// Joins at the end of its line.
+    pub(super) fn join(&mut self, who: &Wants) -> Turn {
         let (hand, turn) = oneshot::channel();
-        self.waiting.push_back(Waiting { hand, wants: (terms, shard), passed_over: 0 });
+        let now = self.nanos(Instant::now());
+        self.shares.waits(&who.flow, who.share, now);
+        let line = self.lines.entry(who.flow).or_default();
+        let project = line.projects.entry(who.project).or_insert_with(|| {
+            line.turns.push_back(who.project);
+            VecDeque::new()
+        });
+        project.push_back(Waiting { hand, wants: (who.terms, who.shard), passed_over: 0 });
         turn
     }
 
-    /// Hands a server to whom it suits best near the head of the line; returns it if nobody waits.
-    pub(super) fn hand(&mut self, mut server: Idle) -> Option<Idle> {
-        while !self.waiting.is_empty() {
-            let next = self.suited(&server);
-            self.waiting.iter_mut().take(next).for_each(|earlier| earlier.passed_over += 1);
-            let Some(Waiting { hand, .. }) = self.waiting.remove(next) else { break };
+    /// Whether it may hold one more server.
+    pub(super) fn may_take(&self, who: &Wants) -> bool {
+        self.shares.holds(&who.flow) < who.share.servers
+    }
+
+    /// It takes one that nobody waits for.
+    pub(super) fn takes(&mut self, who: &Wants, now: Instant) {
+        let now = self.nanos(now);
+        self.shares.takes(&who.flow, who.share, now);
+    }
+
+    /// A server that was taken at `since` is given back.
+    pub(super) fn gives_back(&mut self, flow: Flow, since: Instant, now: Instant) {
+        let (since, now) = (self.nanos(since), self.nanos(now));
+        self.shares.gives_back(&flow, since, now);
+    }
+
+    /// Hands a server to whom it suits best among those whose turn it is; returns it if nobody waits who may have it.
+    /// `holder` makes what is charged for it, if anything is.
+    pub(super) fn hand(
+        &mut self,
+        mut server: Idle,
+        holder: impl Fn(Flow, Instant) -> Option<Holder>,
+    ) -> Option<Idle> {
+        let now = Instant::now();
+        while let Some(flow) = self.next(&server, now) {
+            let Some(Waiting { hand, .. }) = self.take_from(flow, &server, now) else { continue };
+            match holder(flow, now) {
+                Some(holder) => {
+                    self.shares.is_served(&flow, self.nanos(now));
+                    server.hold(holder);
+                }
+                None => self.shares.gives_up(&flow, self.nanos(now)),
+            }
             match hand.send(Ok(server)) {
-                // Who waited gave up; the server goes to the next.
-                Err(Ok(unclaimed)) => server = unclaimed,
+                // Who waited gave up at this very moment; the server goes to the next.
+                Err(Ok(mut unclaimed)) => {
+                    let settled = unclaimed.let_go().map(Holder::settled);
+                    settled.into_iter().for_each(|(flow, since)| self.gives_back(flow, since, now));
+                    server = unclaimed;
+                }
                 Ok(()) | Err(Err(_)) => return None,
             }
         }
         Some(server)
     }
 
-    /// Who is to have this server: whoever has equal terms, for a cleaning costs most; of them who runs where its socket
-    /// is registered.
-    fn suited(&self, server: &Idle) -> usize {
-        let now = SystemTime::now();
-        let rank = |waiting: &Waiting| {
-            let (terms, shard) = waiting.wants;
-            let serves = match server {
-                Idle::Used(used) => used.serves(terms, now),
-                Idle::Clean(..) => true,
-            };
-            (!serves, server.shard() != shard)
+    /// The organization that is to have this server: of those that have attained least, one that was on it.
+    fn next(&mut self, server: &Idle, now: Instant) -> Option<Flow> {
+        let first = self.shares.next(self.nanos(now))?;
+        let Idle::Used(used) = server else { return Some(first) };
+        let suits = |flow: &Flow| {
+            let line = self.lines.get(flow);
+            let next = line.and_then(|line| line.projects.get(line.turns.front()?)?.front());
+            next.is_some_and(|waiting| used.serves(waiting.wants.0, SystemTime::now()))
         };
-        // Who has been passed over often enough closes the line behind it.
-        let patient = self.waiting.iter().position(|waiting| waiting.passed_over >= MAX_PASSED_OVER);
-        let candidates = patient.map_or(LOOK_AHEAD, |index| index + 1).min(LOOK_AHEAD);
-        let candidates = self.waiting.iter().take(candidates).enumerate();
-        match patient {
-            Some(0) => 0,
-            _ => candidates.min_by_key(|(_, waiting)| rank(waiting)).map_or(0, |(index, _)| index),
+        let slack = SLACK.as_nanos() as Nanos;
+        self.shares.near(self.nanos(now), slack).take(LOOK_AHEAD).find(|flow| suits(flow)).or(Some(first))
+    }
+
+    /// The client of an organization whose turn it is; those who gave up are taken out on the way.
+    fn take_from(&mut self, flow: Flow, server: &Idle, now: Instant) -> Option<Waiting> {
+        let now = self.nanos(now);
+        let line = self.lines.get_mut(&flow)?;
+        while let Some(project) = line.turns.pop_front() {
+            let Some(waiting) = line.projects.get_mut(&project) else { continue };
+            let before = waiting.len();
+            waiting.retain(|waiting| !waiting.hand.is_closed());
+            (waiting.len()..before).for_each(|_| self.shares.gives_up(&flow, now));
+            let found = take_suited(waiting, server);
+            if waiting.is_empty() {
+                line.projects.remove(&project);
+            } else {
+                line.turns.push_back(project);
+            }
+            if found.is_some() {
+                return found;
+            }
         }
+        self.lines.remove(&flow);
+        None
     }
 
     /// Tells everyone that there is nothing to wait for.
     pub(super) fn refuse_all(&mut self, why: impl Fn() -> Report) {
-        for Waiting { hand, .. } in self.waiting.drain(..) {
+        for waiting in self.drain() {
             // Whoever gave up meanwhile is not to be told.
-            let _ = hand.send(Err(why()));
+            let _ = waiting.hand.send(Err(why()));
         }
     }
 
     /// Everyone finds that their turn will not come.
     pub(super) fn dismiss(&mut self) {
-        self.waiting.clear();
+        self.drain();
+    }
+
+    fn drain(&mut self) -> Vec<Waiting> {
+        let now = self.nanos(Instant::now());
+        let mut all = Vec::new();
+        for (flow, line) in std::mem::take(&mut self.lines) {
+            for waiting in line.projects.into_values().flatten() {
+                self.shares.gives_up(&flow, now);
+                all.push(waiting);
+            }
+        }
+        all
     }
 
     /// How many still wait. Those who gave up are taken out.
     pub(super) fn len(&mut self) -> usize {
-        self.waiting.retain(|waiting| !waiting.hand.is_closed());
-        self.waiting.len()
+        let now = self.nanos(Instant::now());
+        let mut count = 0;
+        for (flow, line) in &mut self.lines {
+            for waiting in line.projects.values_mut() {
+                let before = waiting.len();
+                waiting.retain(|waiting| !waiting.hand.is_closed());
+                (waiting.len()..before).for_each(|_| self.shares.gives_up(flow, now));
+                count += waiting.len();
+            }
+            line.projects.retain(|_, waiting| !waiting.is_empty());
+            let projects = &line.projects;
+            line.turns.retain(|project| projects.contains_key(project));
+        }
+        self.lines.retain(|_, line| !line.turns.is_empty());
+        count
     }
 
-    /// Whether someone still waits.
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.iter().all(|waiting| waiting.hand.is_closed())
+    /// How many of them may have a server, if one comes.
+    pub(super) fn servable(&mut self) -> usize {
+        self.len();
+        let of = |(flow, line): (&Flow, &Line)| {
+            let waiting = line.projects.values().map(VecDeque::len).sum::<usize>();
+            waiting.min(self.shares.room(flow))
+        };
+        self.lines.iter().map(of).sum()
     }
+
+    /// Whether nobody waits any more.
+    pub(super) fn is_empty(&self) -> bool {
+        let waiting = self.lines.values().flat_map(|line| line.projects.values().flatten());
+        waiting.into_iter().all(|waiting| waiting.hand.is_closed())
+    }
+
+    fn nanos(&self, at: Instant) -> Nanos {
+        at.saturating_duration_since(self.epoch).as_nanos() as Nanos
+    }
+}
+
+/// Whoever of a line has equal terms, for a cleaning costs most; of them who runs where the server's socket is registered.
+fn take_suited(line: &mut VecDeque<Waiting>, server: &Idle) -> Option<Waiting> {
+    let now = SystemTime::now();
+    let rank = |waiting: &Waiting| {
+        let (terms, shard) = waiting.wants;
+        let serves = match server {
+            Idle::Used(used) => used.serves(terms, now),
+            Idle::Clean(..) => true,
+        };
+        (!serves, server.shard() != shard)
+    };
+    // Who has been passed over often enough closes the line behind it.
+    let patient = line.iter().position(|waiting| waiting.passed_over >= MAX_PASSED_OVER);
+    let candidates = patient.map_or(LOOK_AHEAD, |index| index + 1).min(LOOK_AHEAD);
+    let next = match patient {
+        Some(0) => 0,
+        _ => line.iter().take(candidates).enumerate().min_by_key(|(_, waiting)| rank(waiting))?.0,
+    };
+    line.iter_mut().take(next).for_each(|earlier| earlier.passed_over += 1);
+    line.remove(next)
 }

@@ -3,8 +3,10 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
+use super::holder::Holder;
 use super::lease::{Pool, State};
 use super::ledger::TransactionOver;
+use super::queue::Flow;
 use super::server::{BoundServer, Idle, Resting as _, UsedServer};
 use super::shelf;
 
@@ -20,16 +22,26 @@ impl Pool {
         if Instant::now() >= server.retires() {
             return server.close(); // another is opened if somebody waits
         }
-        let server = match server {
+        let mut server = match server {
             // Also where somebody waits: how long a cleaning takes is for the last client to choose, and who waits may get
             // another server sooner.
             Idle::Used(used) if used.is_dirty() => return self.clean_in_background(used),
             server => server,
         };
+        let settled = server.let_go().map(Holder::settled);
         let mut state = self.lock();
-        let Some(server) = state.waiting.hand(server) else { return };
+        if let Some((flow, since)) = settled {
+            state.waiting.gives_back(flow, since, Instant::now());
+        }
+        let holder = |flow, since| self.charges().then(|| self.holder(flow, since));
+        let Some(server) = state.waiting.hand(server, holder) else { return };
         state.idle.push(server);
         self.keep_one_clean(state);
+    }
+
+    /// Charges an account for a server from now on.
+    pub(super) fn holder(self: &Arc<Self>, flow: Flow, since: Instant) -> Holder {
+        Holder::new(Arc::downgrade(self), flow, since)
     }
 
     /// Cleans the server that was used least recently when clean ones were missed lately and none is left, so that

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::due::Due;
+use super::holder::Holder;
 use super::kept::Kept;
 use super::lease_state::LeaseState;
 use super::ledger::{Ledger, TransactionOver};
@@ -87,6 +88,8 @@ struct Core {
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
     shard: Shard,
+    /// Who is charged for it while it is not on the shelf.
+    holder: Option<Holder>,
     /// The last field: it is free again when the socket is closed.
     _place: Place,
 }
@@ -244,6 +247,7 @@ impl CleanServer {
             bound_with: None,
             retires: Instant::now() + spread(max_age)?,
             shard,
+            holder: None,
             _place: place,
         });
         core.binder.prepare(&mut core.outgoing);

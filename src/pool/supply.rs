@@ -90,7 +90,7 @@ impl Pool {
 
     /// Opens as many servers as clients wait for, within bounds.
     fn open_for_waiting(self: &Arc<Self>, state: &mut State, shard: Shard) {
-        while state.waiting.len() > state.opening
+        while state.waiting.servable() > state.opening
             && state.open < self.settings.limits.size
             && state.opening < MAX_OPENING
             && !state.is_closing

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::queue::Flow;
 use super::server::TermsDigest;
 use crate::tenancy::context::TenantContext;
 use crate::tenancy::settings::{self, Settings};
@@ -20,6 +21,8 @@ pub struct Terms {
     settings: Arc<Settings>,
     digest: TermsDigest,
     settings_digest: SettingsDigest,
+    /// Whose account its server time goes to: the organization's, and of its projects'.
+    flows: [Flow; 2],
 }
 
 impl Terms {
@@ -41,7 +44,11 @@ impl Terms {
             put(value.as_bytes(), &mut terms);
         }
         let settings_digest = SettingsDigest(hash(&terms[context_ends..]));
-        Self { context, settings, digest: TermsDigest(hash(&terms)), settings_digest }
+        let flows = context.as_ref().map_or([Flow(0); 2], |context| {
+            let project = context.project().map_or(Flow(0), |project| flow(project.as_str()));
+            [flow(context.organization().as_str()), project]
+        });
+        Self { context, settings, digest: TermsDigest(hash(&terms)), settings_digest, flows }
     }
 
     /// The same context with other settings.
@@ -69,6 +76,11 @@ impl Terms {
     /// What two leases must share.
     pub fn digest(&self) -> TermsDigest {
         self.digest
+    }
+
+    /// Whose account its server time goes to: the organization's, and of its projects'.
+    pub(super) fn flows(&self) -> [Flow; 2] {
+        self.flows
     }
 
     /// Whether nothing is to be written under them.
@@ -100,6 +112,11 @@ impl Terms {
     pub fn context(&self) -> Option<&TenantContext> {
         self.context.as_deref()
     }
+}
+
+fn flow(id: &str) -> Flow {
+    let hash = hash(id.as_bytes());
+    Flow(hash.first_chunk().map_or(0, |first| u128::from_be_bytes(*first)))
 }
 
 /// One part behind its length.

@@ -81,6 +81,7 @@ fn pools(config: &Config, watches: &mut Watches) -> Result<Pools, ServeError> {
                 dialer,
                 mode: database.pool_mode,
                 limits: database.pool,
+                organizations: config.limits.clone(),
                 sealer: sealer.clone().filter(|_| role.tenancy != Tenancy::None),
                 binder: match role.tenancy {
                     Tenancy::None => Binder::default(),

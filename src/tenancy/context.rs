@@ -8,9 +8,6 @@ use serde_json::{Map, Value};
 use crate::auth::token::VerifiedClaims;
 use crate::config::{ClaimPaths, ContextSetting, IdType, SettingValue};
 
-/// Longest tenant id of type `text`, in bytes.
-pub const MAX_TEXT_ID: usize = 255;
-
 /// An organization's or project's id, spelled as PostgreSQL would print it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TenantId(String);
@@ -23,25 +20,8 @@ impl TenantId {
 
     /// Reads an id from a claim or a start-up parameter; one spelling per id, so that equal ids are equal texts.
     pub(super) fn parse(text: &str, id_type: IdType) -> Option<Self> {
-        match id_type {
-            IdType::Uuid => uuid(text).map(Self),
-            IdType::Bigint => text.parse::<i64>().ok().map(|n| Self(n.to_string())),
-            IdType::Text => {
-                let fits = !text.is_empty() && text.len() <= MAX_TEXT_ID;
-                (fits && !text.chars().any(char::is_control)).then(|| Self(text.to_owned()))
-            }
-        }
+        id_type.canonical(text).map(Self)
     }
-}
-
-/// `8-4-4-4-12` hexadecimal digits, in lower case as `uuid_out` prints them.
-fn uuid(text: &str) -> Option<String> {
-    let fits = text.len() == 36
-        && text.bytes().enumerate().all(|(i, b)| match i {
-            8 | 13 | 18 | 23 => b == b'-',
-            _ => b.is_ascii_hexdigit(),
-        });
-    fits.then(|| text.to_ascii_lowercase())
 }
 
 /// What a verified token says, in the shape that a server is bound to. Only [`Mapping::resolve`] makes one.

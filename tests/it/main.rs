@@ -9,6 +9,7 @@ mod cleaning;
 mod commands;
 mod differential;
 mod direct_tls;
+mod fairness;
 mod ground;
 mod harness;
 mod install;

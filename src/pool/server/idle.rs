@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 
 use super::{CleanServer, Core, Shard, UsedServer};
+use crate::pool::holder::Holder;
 use crate::wire::speak;
 
 /// What the shelf asks of a server that nobody holds.
@@ -63,6 +64,16 @@ impl Idle {
             Self::Clean(_, since) => *since,
             Self::Used(used) => used.idle_since,
         }
+    }
+
+    /// Somebody is charged for it from now on.
+    pub(in crate::pool) fn hold(&mut self, holder: Holder) {
+        self.core().holder = Some(holder);
+    }
+
+    /// Who was charged for it, to be settled.
+    pub(in crate::pool) fn let_go(&mut self) -> Option<Holder> {
+        self.core().holder.take()
     }
 
     fn core(&mut self) -> &mut Core {
