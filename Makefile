@@ -5,10 +5,10 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test traffic drivers soak lint bench clean
+.PHONY: help demo test isolation model traffic drivers soak lint bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## a throwaway PostgreSQL with the proxy before it, and psql lines to paste (ARGS=--once for a guided tour)
 	@deploy/prerequisites.sh
@@ -18,6 +18,14 @@ test: ## all tests, against every PostgreSQL version there is
 	@deploy/prerequisites.sh psql
 	@tests/postgres-versions.sh
 	cargo test --locked
+
+isolation: ## the attacks of tests/it/isolation beside another pooler (ARGS="--target pgbouncer"); writes its RESULTS.md
+	@deploy/prerequisites.sh psql $(if $(findstring /,$(ARGS)),,pgbouncer)
+	tests/isolation.sh $(ARGS)
+
+model: ## random interleavings of clients, tokens, transactions and errors against a model: a million steps, half an hour
+	@deploy/prerequisites.sh psql
+	MODEL_STEPS=$(or $(STEPS),500000) cargo test --locked --release --test it -- model --nocapture
 
 traffic: ## the tests of large traffic at full size: values of 1 GB, COPYs of 10 GB
 	@deploy/prerequisites.sh psql

@@ -12,7 +12,7 @@ use crate::harness::postgres::{self, ROWS_PER_ORGANIZATION};
 use crate::harness::{org, project};
 
 /// The eight lines, made here once more from their description.
-struct Seal {
+pub struct Seal {
     version: &'static str,
     kid: String,
     pid: i32,
@@ -23,7 +23,7 @@ struct Seal {
 }
 
 impl Seal {
-    fn of(pid: i32, organization: &str) -> Self {
+    pub fn of(pid: i32, organization: &str) -> Self {
         let mut named = digest::Context::new(&digest::SHA256);
         named.update(b"pgtenant seal key id\0");
         named.update(&key());
@@ -38,7 +38,7 @@ impl Seal {
         format!("{version}\n{kid}\n{pid}\n{expires}\n{organization}\n{project}\n{payload}")
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let body = self.body();
         let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key()), body.as_bytes());
         format!("{}\n{body}", hex(mac.as_ref()))

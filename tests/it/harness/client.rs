@@ -149,6 +149,35 @@ impl Raw {
         self.authenticate_by(SCRAM_SHA_256, password, ChannelBinding::unsupported()).await
     }
 
+    /// Signs in where that may be refused: the code of the error, or none where the other side just closes. Whatever is said
+    /// goes to `heard`.
+    pub async fn enters(&mut self, password: &str, heard: &mut Vec<u8>) -> Result<(), Option<String>> {
+        let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+        loop {
+            let (kind, body) = self.read_message().await.ok_or(None)?;
+            heard.extend_from_slice(&body);
+            match (kind, body.get(..4).map_or(0, |code| u32::from_be_bytes(code.try_into().unwrap()))) {
+                (b'R', 3) => self.password(password).await,
+                (b'R', 10) => {
+                    let first = scram.message();
+                    let length = u32::try_from(first.len()).unwrap().to_be_bytes();
+                    let body = [SCRAM_SHA_256.as_bytes(), b"\0", &length, first].concat();
+                    self.send(&message(b'p', &body)).await;
+                }
+                (b'R', 11) => {
+                    scram.update(&body[4..]).unwrap();
+                    let answer = message(b'p', scram.message());
+                    self.send(&answer).await;
+                }
+                (b'R', 12) => scram.finish(&body[4..]).unwrap(),
+                (b'K', _) => self.key = body,
+                (b'Z', _) => return Ok(()),
+                (b'E', _) => return Err(Some(error_fields(&body).0)),
+                _ => {}
+            }
+        }
+    }
+
     /// The same by this mechanism, bound so.
     pub async fn authenticate_by(
         &mut self,
