@@ -16,6 +16,17 @@ pub(super) enum Token {
     Symbol(u8),
 }
 
+/// What is not as written between quotes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Within {
+    /// Two quotes, which stand for one.
+    Quotes,
+    /// Those, and escapes behind backslashes.
+    Escapes,
+    /// Nothing: in bit strings, the first quote is the last.
+    Nothing,
+}
+
 #[derive(Clone)]
 pub(super) struct Scanner<'a> {
     rest: &'a [u8],
@@ -43,19 +54,20 @@ impl<'a> Scanner<'a> {
     pub(super) fn next(&mut self) -> Option<Token> {
         self.skip_space();
         let (&first, after) = self.rest.split_first()?;
+        let plain = if self.standard_strings { Within::Quotes } else { Within::Escapes };
         match first {
-            b'\'' => Some(self.constant(1, !self.standard_strings)),
-            b'"' => Some(Token::Quoted(self.quoted(1, b'"', false).0)),
+            b'\'' => Some(self.constant(1, plain)),
+            b'"' => Some(Token::Quoted(self.quoted(1, b'"', Within::Quotes).0)),
             b'$' => Some(self.dollar()),
             _ if is_identifier_start(first) => Some(match (first.to_ascii_lowercase(), after) {
-                (b'e', [b'\'', ..]) => self.constant(2, true),
-                (b'b' | b'x', [b'\'', ..]) => self.constant(2, false),
-                (b'n', [b'\'', ..]) => self.constant(2, !self.standard_strings),
-                (b'u', [b'&', b'\'', ..]) => match self.constant(3, false) {
+                (b'e', [b'\'', ..]) => self.constant(2, Within::Escapes),
+                (b'b' | b'x', [b'\'', ..]) => self.constant(2, Within::Nothing),
+                (b'n', [b'\'', ..]) => self.constant(2, plain),
+                (b'u', [b'&', b'\'', ..]) => match self.constant(3, Within::Quotes) {
                     Token::Text(value) if self.decodes => Token::Text(self.code_points(&value)),
                     _ => Token::Other,
                 },
-                (b'u', [b'&', b'"', ..]) => match self.quoted(3, b'"', false).0 {
+                (b'u', [b'&', b'"', ..]) => match self.quoted(3, b'"', Within::Quotes).0 {
                     name if self.decodes => Token::Quoted(self.code_points(&name)),
                     _ => Token::Other,
                 },
@@ -103,32 +115,32 @@ impl<'a> Scanner<'a> {
     }
 
     /// A string constant, with those that continue it on further lines.
-    fn constant(&mut self, opening: usize, backslashes: bool) -> Token {
-        let (mut value, mut escaped) = self.quoted(opening, b'\'', backslashes);
+    fn constant(&mut self, opening: usize, within: Within) -> Token {
+        let (mut value, mut escaped) = self.quoted(opening, b'\'', within);
         loop {
             let before = self.rest;
             if !(self.skip_lines() && self.rest.first() == Some(&b'\'')) {
                 self.rest = before;
                 break;
             }
-            let (more, more_escaped) = self.quoted(1, b'\'', backslashes);
+            let (more, more_escaped) = self.quoted(1, b'\'', within);
             value.extend(more);
             escaped |= more_escaped;
         }
         if escaped && !self.decodes { Token::Other } else { Token::Text(value) }
     }
 
-    /// Up to the closing quote; doubled quotes stand for one. Whether a backslash escaped something.
-    fn quoted(&mut self, opening: usize, quote: u8, backslashes: bool) -> (Vec<u8>, bool) {
+    /// Up to the closing quote. Whether a backslash escaped something.
+    fn quoted(&mut self, opening: usize, quote: u8, within: Within) -> (Vec<u8>, bool) {
         let mut rest = &self.rest[opening..];
         let (mut value, mut escaped) = (Vec::new(), false);
         loop {
             match rest {
-                [b'\\', after @ ..] if backslashes && !after.is_empty() => {
+                [b'\\', after @ ..] if within == Within::Escapes && !after.is_empty() => {
                     escaped = true;
                     rest = unescape(after, &mut value);
                 }
-                [a, b, after @ ..] if *a == quote && *b == quote => {
+                [a, b, after @ ..] if within != Within::Nothing && *a == quote && *b == quote => {
                     value.push(quote);
                     rest = after;
                 }

@@ -80,3 +80,15 @@ fn a_constant_goes_on_behind_a_line_and_not_behind_a_block_comment() {
         assert_eq!(tokens(sql), expected, "{sql}");
     }
 }
+
+#[test]
+fn a_bit_string_ends_at_its_first_quote() {
+    let text = |value: &str| Token::Text(value.into());
+    for (sql, expected) in [
+        ("b'01''x'", vec![text("01"), text("x")]),
+        ("X'1f'\n'2'';'", vec![text("1f2"), text(";")]),
+        ("n'01''x'", vec![text("01'x")]),
+    ] {
+        assert_eq!(tokens(sql), expected, "{sql}");
+    }
+}
