@@ -41,6 +41,8 @@ const MAX_STATEMENTS: usize = 1_000;
 mod chance;
 mod idle;
 mod rebound;
+#[cfg(fuzzing)]
+mod unproven;
 mod used;
 
 use chance::{nonce, seed, spread};

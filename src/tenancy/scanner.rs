@@ -3,7 +3,7 @@
 
 /// As much of a token as matters here.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Token {
+pub enum Token {
     /// A key word or unquoted identifier, in lower case.
     Word(Vec<u8>),
     /// `"..."`
@@ -27,8 +27,9 @@ enum Within {
     Nothing,
 }
 
+/// Reads a text token by token.
 #[derive(Clone)]
-pub(super) struct Scanner<'a> {
+pub struct Scanner<'a> {
     rest: &'a [u8],
     standard_strings: bool,
     /// Escapes and code points are read, so that every constant and name has its value.
@@ -37,21 +38,35 @@ pub(super) struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     /// Begins at the start of a text. `standard_strings`: whether `standard_conforming_strings` is on.
-    pub(super) fn new(sql: &'a [u8], standard_strings: bool) -> Self {
+    pub fn new(sql: &'a [u8], standard_strings: bool) -> Self {
         Self { rest: sql, standard_strings, decodes: false }
     }
 
     /// Reads escapes and code points too: what is written in them then comes as [`Token::Text`] or [`Token::Quoted`].
-    pub(super) fn decoding(mut self) -> Self {
+    pub fn decoding(mut self) -> Self {
         self.decodes = true;
         self
     }
 
-    pub(super) fn peek(&self) -> Option<Token> {
+    /// How many bytes of the text are not read yet.
+    #[cfg(fuzzing)]
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Passes white space and comments, so that what is left begins with a token.
+    #[cfg(fuzzing)]
+    pub fn skip_to_token(&mut self) {
+        self.skip_space();
+    }
+
+    /// The next token, which stays.
+    pub fn peek(&self) -> Option<Token> {
         self.clone().next()
     }
 
-    pub(super) fn next(&mut self) -> Option<Token> {
+    /// The next token; none at the end.
+    pub fn next(&mut self) -> Option<Token> {
         self.skip_space();
         let (&first, after) = self.rest.split_first()?;
         let plain = if self.standard_strings { Within::Quotes } else { Within::Escapes };
