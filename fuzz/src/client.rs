@@ -37,7 +37,10 @@ impl Client {
         all.extend(&bytes[..room]);
         self.incoming.consume(self.incoming.filled().len());
         assert!(self.incoming.put_back(&all));
-        if !self.is_refused {
+        // Behind a token command it is carried on once more, as when that has been dealt with.
+        let mut waiting = None;
+        while !self.is_refused && waiting != Some(self.waiting()) {
+            waiting = Some(self.waiting());
             let Self { requests, statements, registry, server, incoming, .. } = self;
             self.is_refused = requests.carry(incoming, server, statements, registry).is_err();
         }

@@ -114,12 +114,12 @@ pub fn tree(sql: &str, is_standard: bool) -> Option<Value> {
     serde_json::to_value(&parsed.protobuf).ok()
 }
 
-/// A text with NULL for each parameter. libpg_query takes one where PostgreSQL does not: as in `SELECT interval $1`.
+/// A text with a number for each parameter. libpg_query takes one where PostgreSQL does not: as in `SELECT interval $1`.
 fn without_parameters(sql: &str) -> Option<String> {
     let mut text = sql.to_owned();
     for token in pg_query::scan_tokens(sql).ok()?.iter().rev() {
         if token.token == Token::Param as i32 {
-            text.replace_range(token.start as usize..token.end as usize, " NULL ");
+            text.replace_range(token.start as usize..token.end as usize, " 1 ");
         }
     }
     Some(text)
