@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// Our tokens, with where each is.
 fn ours(sql: &str, is_standard: bool) -> Vec<(Range<usize>, Token)> {
-    let mut scanner = Scanner::new(sql.as_bytes(), is_standard).decoding();
+    let mut scanner = Scanner::new(sql.as_bytes(), is_standard).decoding().with_vertical_tabs(true);
     let mut tokens = Vec::new();
     loop {
         scanner.skip_to_token();

@@ -34,17 +34,25 @@ pub struct Scanner<'a> {
     standard_strings: bool,
     /// Escapes and code points are read, so that every constant and name has its value.
     decodes: bool,
+    /// `\v` in escapes is a vertical tab, as for PostgreSQL 18; for PostgreSQL 15, it is a `v`.
+    has_vertical_tabs: bool,
 }
 
 impl<'a> Scanner<'a> {
     /// Begins at the start of a text. `standard_strings`: whether `standard_conforming_strings` is on.
     pub fn new(sql: &'a [u8], standard_strings: bool) -> Self {
-        Self { rest: sql, standard_strings, decodes: false }
+        Self { rest: sql, standard_strings, decodes: false, has_vertical_tabs: false }
     }
 
     /// Reads escapes and code points too: what is written in them then comes as [`Token::Text`] or [`Token::Quoted`].
     pub fn decoding(mut self) -> Self {
         self.decodes = true;
+        self
+    }
+
+    /// Whether `\v` is a vertical tab, which depends on PostgreSQL's version.
+    pub fn with_vertical_tabs(mut self, has_vertical_tabs: bool) -> Self {
+        self.has_vertical_tabs = has_vertical_tabs;
         self
     }
 
@@ -153,7 +161,13 @@ impl<'a> Scanner<'a> {
             match rest {
                 [b'\\', after @ ..] if within == Within::Escapes && !after.is_empty() => {
                     escaped = true;
-                    rest = unescape(after, &mut value);
+                    rest = match after {
+                        [b'v', after @ ..] if self.has_vertical_tabs => {
+                            value.push(b'\x0b');
+                            after
+                        }
+                        _ => unescape(after, &mut value),
+                    };
                 }
                 [a, b, after @ ..] if within != Within::Nothing && *a == quote && *b == quote => {
                     value.push(quote);

@@ -9,7 +9,7 @@ const PREPARED: Under = Under { is_prepared: true, is_read_only: false };
 
 fn guard() -> Guard {
     let setting = |name: &str| ContextSetting { name: name.to_owned(), value: SettingValue::Organization };
-    Guard::new(&[setting("app.organization"), setting("request.jwt.claims")])
+    Guard::new(&[setting("app.organization"), setting("request.jwt.claims"), setting("app.vendor")])
 }
 
 fn check(sql: &str) -> Result<Open, Breach> {
@@ -67,6 +67,10 @@ fn every_spelling_that_changes_a_setting_of_the_context_is_refused() {
         "DO 'BEGIN PERFORM set_config(''app.organization'', ''x'', false); END'",
         "DO $$ BEGIN EXECUTE 'SET app.organization = 1'; END $$",
         "DO $$ BEGIN EXECUTE $q$ SELECT set_config('app.organization', 'x', true) $q$; END $$",
+        "DO E'BEGIN SET\\vapp.organization = 1; END'",
+        "DO E'BEGIN SET\\x0bapp.organization = 1; END'",
+        "SELECT set_config(E'app.\\vendor', 'x', true)",
+        "DO E'BEGIN SET app.\\vendor = 1; END'",
         "DO E'BEGIN SET \\x61pp.organization = 1; END'",
         "CREATE FUNCTION f(text) RETURNS text LANGUAGE sql AS 'select set_config($1, $2, true)'",
         "SELECT query_to_xml('select set_config(''app.organization'', ''x'', false)', true, false, '')",
