@@ -37,13 +37,15 @@ impl Client {
         all.extend(&bytes[..room]);
         self.incoming.consume(self.incoming.filled().len());
         assert!(self.incoming.put_back(&all));
-        // Behind a token command it is carried on once more, as when that has been dealt with.
-        let mut waiting = None;
-        while !self.is_refused && waiting != Some(self.waiting()) {
-            waiting = Some(self.waiting());
+        if !self.is_refused && !self.has_asked() {
             let Self { requests, statements, registry, server, incoming, .. } = self;
             self.is_refused = requests.carry(incoming, server, statements, registry).is_err();
         }
+    }
+
+    /// It switches its token, which nobody does here: what it sends from now on is not looked at.
+    pub fn has_asked(&self) -> bool {
+        self.requests.has_asked()
     }
 
     /// What the server was to get.
