@@ -45,6 +45,7 @@ pub fn lexemes(sql: &str) -> Option<Vec<Lexeme>> {
             Token::Nchar if range.len() == 1 && next_start == Some(range.end) => {
                 let constant = tokens.next()?;
                 lexemes.push(Lexeme { range: range.start..constant.end as usize, kind: Kind::Text });
+                is_unicode = false;
                 continue;
             }
             Token::Sconst | Token::Bconst | Token::Xconst => Kind::Text,
