@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test isolation model traffic drivers soak lint bench clean
+.PHONY: help demo test isolation model fuzz traffic drivers soak lint bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,9 +39,18 @@ soak: ## those drivers all at once for ten minutes: memory, servers and errors o
 	@deploy/prerequisites.sh psql
 	tests/drivers/run.py --soak 10m $(ARGS)
 
+# For how long each fuzz target runs.
+SECONDS ?= 60
+
+fuzz: ## the fuzz targets, a minute each (SECONDS=600 ARGS="lexer guard"): fuzz/README.md
+	@deploy/prerequisites.sh libclang
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	fuzz/run.sh --seconds $(SECONDS) $(ARGS)
+
 lint: ## format, clippy; cargo-deny and shellcheck where they are installed
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies are not checked"; fi
 	@if command -v shellcheck >/dev/null; then find . -name '*.sh' -not -path './target/*' -exec shellcheck -s bash {} + \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and running need and this machine lacks: Rust, a C compiler, PostgreSQL; and what is asked for.
-# Usage: deploy/prerequisites.sh [psql | pgbench | pgbouncer | openssl | strace]...
+# Usage: deploy/prerequisites.sh [psql | pgbench | pgbouncer | openssl | strace | libclang]...
 set -euo pipefail
 
 as_root() {
@@ -21,6 +21,17 @@ has_postgres() { # programs
     return 1
 }
 
+# Where bindgen looks for it.
+has_libclang() {
+    local place
+    for place in ${LIBCLANG_PATH:+"$LIBCLANG_PATH"/libclang*} /usr/lib/llvm*/lib/libclang.* \
+        /usr/lib/*/libclang* /usr/lib64/libclang.so* /usr/lib/libclang.so* /opt/homebrew/opt/llvm*/lib/libclang.dylib \
+        /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
+        [ ! -e "$place" ] || [[ $place == *libclang-cpp* ]] || return 0
+    done
+    return 1
+}
+
 # What is missing, in our own words.
 missing=()
 command -v cc >/dev/null || missing+=(compiler)
@@ -30,6 +41,7 @@ for wanted in "$@"; do
     pgbench) has_postgres initdb postgres psql pgbench || missing+=(pgbench) ;;
     # Linux alone has it.
     strace) command -v strace >/dev/null || [ "$(uname)" != Linux ] || missing+=(strace) ;;
+    libclang) has_libclang || missing+=(libclang) ;;
     # Debian has pgbouncer where only root looks.
     psql | pgbouncer | openssl) PATH=$PATH:/usr/sbin command -v "$wanted" >/dev/null || missing+=("$wanted") ;;
     *) echo "$0: $wanted is not known" >&2 && exit 2 ;;
@@ -52,6 +64,10 @@ package() {
     brew-compiler) echo gcc ;;
     brew-postgres) echo postgresql@17 ;;
     brew-psql) echo libpq ;;
+    apt-libclang) echo libclang-dev ;;
+    dnf-libclang) echo clang-devel ;;
+    apk-libclang) echo clang-dev ;;
+    brew-libclang) echo llvm ;;
     apt-pgbench) echo postgresql ;;
     dnf-pgbench) echo postgresql-contrib ;;
     apk-pgbench) echo postgresql-client ;;

@@ -29,3 +29,12 @@ pub mod server;
 pub mod session;
 pub mod tenancy;
 pub mod wire;
+
+/// What `fuzz/` alone reaches, and no other build has.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::session::prepared::ClientStatements;
+    pub use crate::session::requests::Requests;
+    pub use crate::tenancy::inert::callable;
+    pub use crate::tenancy::scanner::{Scanner, Token};
+}

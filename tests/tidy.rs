@@ -65,7 +65,7 @@ fn pgwire_stays_inside_wire() {
 
 #[test]
 fn every_file_says_what_it_is_for() {
-    let files = rust_files("src").into_iter().chain(rust_files("tests"));
+    let files = rust_files("src").into_iter().chain(rust_files("tests")).chain(rust_files("fuzz"));
     let findings: Vec<_> =
         files.filter(|file| !file.text.starts_with("//! ")).map(|file| file.at(0)).collect();
     report("the first line of a file is `//! ` and what it is for", &findings);

@@ -52,10 +52,12 @@ pub fn token(message: &[u8]) -> Result<Option<&[u8]>, Malformed> {
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
         return Err(Malformed("no bearer token"));
     }
-    let token = token.trim_ascii_start();
-    // RFC 6750 section 2.1.
-    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
-    if token.is_empty() || !token.iter().all(is_token) {
+    // RFC 6750 section 2.1: padding only at its end.
+    let start = token.iter().position(|byte| *byte != b' ').unwrap_or(token.len());
+    let token = &token[start..];
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    let padding = token.iter().position(|byte| !is_token(byte)).unwrap_or(token.len());
+    if padding == 0 || token[padding..].iter().any(|byte| *byte != b'=') {
         return Err(Malformed("no bearer token"));
     }
     Ok(Some(token))
@@ -105,6 +107,10 @@ mod tests {
             "n,,\x01auth=Bearer a\x01auth=Bearer b\x01\x01",
             "n,,\x01auth=Bearer \x01\x01",
             "n,,\x01auth=Bearer a b\x01\x01",
+            "n,,\x01auth=Bearer \ta\x01\x01",
+            "n,,\x01auth=Bearer \r\na\x01\x01",
+            "n,,\x01auth=Bearer =\x01\x01",
+            "n,,\x01auth=Bearer a=b\x01\x01",
             "n,,\x01auth=Basic a\x01\x01",
             "n,,\x01auth=Bear\x01\x01",
             "n,,\x01=x\x01auth=Bearer a\x01\x01",

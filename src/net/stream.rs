@@ -50,6 +50,12 @@ impl Socket {
         Self(Some(Kind::Unix(stream)))
     }
 
+    /// A socket that leads nowhere.
+    #[cfg(fuzzing)]
+    pub fn nowhere() -> Self {
+        Self(None)
+    }
+
     /// Waits for the first byte and leaves it where it is; none from a Unix socket, or at the end of the stream.
     ///
     /// # Errors

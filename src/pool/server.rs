@@ -42,6 +42,8 @@ const MAX_STATEMENTS: usize = 1_000;
 mod chance;
 mod idle;
 mod rebound;
+#[cfg(fuzzing)]
+mod unproven;
 mod used;
 
 use chance::{nonce, seed, spread};

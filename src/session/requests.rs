@@ -33,6 +33,8 @@ pub struct Requests {
     pub(super) skipping: bool,
     /// Past [`MAX_OUTSTANDING`], the server was asked to answer without waiting for a Sync.
     flushed: bool,
+    /// The server was asked for the answers that a token command waits for.
+    hurried: bool,
     /// Terminate was read.
     pub(super) terminated: bool,
     /// What the texts so far do to the client's settings.
@@ -96,6 +98,12 @@ impl Requests {
         self.terminated
     }
 
+    /// Whether a token command is to be executed before anything else is carried.
+    #[cfg(fuzzing)]
+    pub fn has_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// Whether no message is half read.
     pub fn is_between_messages(&self) -> bool {
         self.body.is_none() && self.collecting.is_none() && !self.skipping
@@ -112,6 +120,7 @@ impl Requests {
         self.touched.begin();
         self.backslashes = !standard_strings;
         (self.is_one_batch, self.has_carried, self.is_lifting) = (is_one_batch, false, false);
+        self.hurried = false;
     }
 
     /// Nothing more may begin in this turn: what is sent next waits for another one.
@@ -202,9 +211,12 @@ impl Requests {
             check_known(header)?;
             if self.skipping && !matches!(header.tag, tag::SYNC | tag::TERMINATE) {
                 self.body = Some((header.frame(), false));
+                self.hurried = false;
                 continue;
             }
-            match self.take_token(header, incoming, server, statements) {
+            let taken = self.take_token(header, incoming, server, statements);
+            self.hurried &= taken == Some(Taken::NeedsMore);
+            match taken {
                 Some(Taken::Done) if self.asked.is_some() => return Ok(()),
                 Some(Taken::Done) => continue,
                 Some(Taken::NeedsMore) => return Ok(()),
@@ -403,8 +415,9 @@ impl Requests {
             Meaning::More => return Some(Taken::NeedsMore),
             // A simple query is a batch of its own; outside a transaction, it needs no server.
             Meaning::Asked(_) if header.tag == tag::QUERY && server.ledger().is_waiting() => {
-                if !server.ledger().is_between_batches() {
+                if !server.ledger().is_between_batches() && !self.hurried {
                     speak::flush(server.outgoing()); // nobody else asks for the answers
+                    self.hurried = true;
                 }
                 return Some(Taken::NeedsMore);
             }

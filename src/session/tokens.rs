@@ -79,7 +79,8 @@ impl TokenStatements {
         let is_whole = bytes.len() >= frame;
         match header.tag {
             tag::QUERY | tag::PARSE => self.text((header, here), is_whole, standard_strings, has_context),
-            tag::BIND if !is_whole && frame <= permitted::MAX_WHOLE => Some(Meaning::More),
+            // Of a longer one, as much as is kept in one piece.
+            tag::BIND if !is_whole && bytes.len() < permitted::MAX_WHOLE => Some(Meaning::More),
             tag::BIND if self.is_stray(here) => Some(Meaning::Wrong(misplaced_report(Misplaced::Unknown))),
             _ if self.unnamed.is_none() && self.named.is_empty() && self.portals.is_empty() => None,
             tag::BIND => self.bind(here, is_whole, frame),
@@ -419,4 +420,27 @@ fn describe_result(form: &Form, out: &mut BytesMut) {
     out.put_i16(-1);
     out.put_i32(-1);
     out.put_u16(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A Bind with a parameter so long that not all of it is kept, and what is here of it.
+    fn meaning(name: &[u8], here: usize) -> Option<Meaning> {
+        let name = [&(name.len() as u32).to_be_bytes(), name].concat();
+        let body = [b"\0s\0\0\0\0\x02", &name[..], &40_000_u32.to_be_bytes(), &[b'x'; 40_000]].concat();
+        let header = Header { tag: tag::BIND, body: body.len() + 2 };
+        let message = [&[tag::BIND][..], &(header.body as u32 + 4).to_be_bytes(), &body].concat();
+        TokenStatements::default().meaning(header, &message[..here], true, true)
+    }
+
+    #[test]
+    fn a_long_bind_is_judged_alike_in_whatever_pieces_it_comes() {
+        for here in [HEADER, HEADER + 3, HEADER + 20, permitted::MAX_WHOLE - 1] {
+            assert!(matches!(meaning(token_command::NAME, here), Some(Meaning::More)), "{here}");
+        }
+        assert!(matches!(meaning(token_command::NAME, permitted::MAX_WHOLE), Some(Meaning::Wrong(_))));
+        assert!(meaning(b"pgtenant_token", permitted::MAX_WHOLE).is_none());
+    }
 }

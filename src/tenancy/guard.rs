@@ -146,7 +146,7 @@ impl Guard {
     /// It changes what it must not.
     pub fn check(&self, sql: &[u8], standard_strings: bool, under: Under) -> Result<Open, Breach> {
         let sql = memchr::memchr(0, sql).map_or(sql, |end| &sql[..end]);
-        let reader = Reader { guard: self, under };
+        let mut reader = Reader { guard: self, under, has_vertical_tabs: false };
         let mentions = under.is_read_only
             || match &self.mentions {
                 Some(words) => words.is_match(sql),
@@ -155,11 +155,16 @@ impl Guard {
         if !mentions {
             return Ok(Open::default());
         }
-        let open = reader.read(sql, standard_strings, 0)?;
-        // How strings are read may change before this text is: either way it must be harmless.
+        let mut open = reader.read(sql, standard_strings, 0)?;
+        // How strings are read may change before this text is, and depends on PostgreSQL's version: either way it must be
+        // harmless.
         if reader.is_strict() && memchr::memchr(b'\\', sql).is_some() {
-            let other = reader.read(sql, !standard_strings, 0)?;
-            return Ok(Open { by_parameter: open.by_parameter || other.by_parameter });
+            for (standard, has_vertical_tabs) in
+                [(!standard_strings, false), (standard_strings, true), (!standard_strings, true)]
+            {
+                reader.has_vertical_tabs = has_vertical_tabs;
+                open.by_parameter |= reader.read(sql, standard, 0)?.by_parameter;
+            }
         }
         Ok(open)
     }
@@ -178,6 +183,7 @@ pub struct Under {
 struct Reader<'g> {
     guard: &'g Guard,
     under: Under,
+    has_vertical_tabs: bool,
 }
 
 impl Reader<'_> {
@@ -190,7 +196,7 @@ impl Reader<'_> {
     }
 
     fn read(&self, sql: &[u8], standard: bool, depth: usize) -> Result<Open, Breach> {
-        let mut scanner = Scanner::new(sql, standard).decoding();
+        let mut scanner = Scanner::new(sql, standard).decoding().with_vertical_tabs(self.has_vertical_tabs);
         let mut statement = Statement::default();
         let (mut open, mut statements) = (Open::default(), 0);
         while let Some(token) = scanner.next() {

@@ -140,7 +140,7 @@ pub fn read(sql: &[u8]) -> Reading {
 
 /// The names that an inert text may call, and those that look like key words but can be called: where the schema has a
 /// function of such a name, none is inert.
-pub(super) fn callable() -> impl Iterator<Item = &'static str> {
+pub fn callable() -> impl Iterator<Item = &'static str> {
     [FUNCTIONS, KEY_WORDS, TYPES].into_iter().flat_map(str::split_ascii_whitespace)
 }
 

@@ -5,7 +5,7 @@ pub mod context;
 pub mod guard;
 pub mod inert;
 pub mod revoked;
-mod scanner;
+pub(crate) mod scanner;
 pub mod seal;
 pub mod settings;
 pub mod statements;

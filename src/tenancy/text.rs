@@ -311,6 +311,7 @@ impl Touched {
             self.opaque = true;
             return;
         };
+        self.opaque |= part.len() > MAX_IDENTIFIER;
         let mut name = part;
         while matches!(scanner.peek(), Some(Token::Symbol(b'.'))) {
             scanner.next();
@@ -318,6 +319,8 @@ impl Touched {
                 self.opaque = true;
                 return;
             };
+            // PostgreSQL cuts it, also where there is a dot in it.
+            self.opaque |= part.len() > MAX_IDENTIFIER;
             name.push(b'.');
             name.extend(part);
         }

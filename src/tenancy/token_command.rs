@@ -159,16 +159,21 @@ pub fn read(sql: &[u8], standard_strings: bool) -> Option<Result<TokenCommand, M
     let mut tokens = Tokens { scanner: Scanner::new(sql, standard_strings).decoding() };
     match tokens.command() {
         Some(command) => Some(Ok(command)),
-        None => is_mentioned(sql, standard_strings, 0).map(Err),
+        None => {
+            // What is executed in it is read as both older and newer versions of PostgreSQL read it.
+            let found = is_mentioned(sql, (standard_strings, false), 0);
+            found.or_else(|| is_mentioned(sql, (standard_strings, true), 0)).map(Err)
+        }
     }
 }
 
 /// How deep texts within texts are looked into: DO executes one, which may EXECUTE another.
 const MAX_DEPTH: usize = 4;
 
-/// A text that is no command as a whole: whether there is one in it.
-fn is_mentioned(sql: &[u8], standard_strings: bool, depth: usize) -> Option<Misplaced> {
-    let mut scanner = Scanner::new(sql, standard_strings).decoding();
+/// A text that is no command as a whole: whether there is one in it. How strings are read: as standard ones, with
+/// vertical tabs.
+fn is_mentioned(sql: &[u8], strings: (bool, bool), depth: usize) -> Option<Misplaced> {
+    let mut scanner = Scanner::new(sql, strings.0).decoding().with_vertical_tabs(strings.1);
     let (mut statements, mut is_first, mut runs_texts, mut runs_prepared) = (1, true, depth > 0, false);
     let mut found = None;
     while let Some(token) = scanner.next() {
@@ -193,7 +198,7 @@ fn is_mentioned(sql: &[u8], standard_strings: bool, depth: usize) -> Option<Misp
             }
             Token::Text(text) if runs_prepared && is_name(text) => found = found.or(Some(Misplaced::Form)),
             Token::Text(text) if runs_texts && depth < MAX_DEPTH && may_concern(text) => {
-                found = found.or_else(|| is_mentioned(text, standard_strings, depth + 1));
+                found = found.or_else(|| is_mentioned(text, strings, depth + 1));
             }
             _ => {}
         }

@@ -9,7 +9,7 @@ const PREPARED: Under = Under { is_prepared: true, is_read_only: false };
 
 fn guard() -> Guard {
     let setting = |name: &str| ContextSetting { name: name.to_owned(), value: SettingValue::Organization };
-    Guard::new(&[setting("app.organization"), setting("request.jwt.claims")])
+    Guard::new(&[setting("app.organization"), setting("request.jwt.claims"), setting("app.vendor")])
 }
 
 fn check(sql: &str) -> Result<Open, Breach> {
@@ -27,6 +27,8 @@ fn every_spelling_that_changes_a_setting_of_the_context_is_refused() {
         "SET app /* - */ . -- -\n organization TO x",
         "SET U&\"\\0061pp\".organization = 'x'",
         "SET U&\"!0061pp\" UESCAPE '!' . organization = 'x'",
+        "SET U&\"apppp\" UESCAPE 'p' . organization = 'x'",
+        "SET U&\"!0061pp\" UESCAPE E'\\041' . organization = 'x'",
         "SET app.U&\"organizatio\\+00006E\" = 'x'",
         "RESET app.organization",
         "SELECT 1; /* ; */ SET request.jwt.claims = '{}'",
@@ -43,6 +45,8 @@ fn every_spelling_that_changes_a_setting_of_the_context_is_refused() {
         "SELECT \"set_config\"(E'app\\x2eorganization', 'x', true)",
         "SELECT U&\"\\0073et_config\"(U&'app\\002Eorganization', 'x', true)",
         "SELECT U&\"s!0065t_config\" UESCAPE '!' ('app.organization', 'x', true)",
+        "SELECT set_config(U&'apppp.organization' UESCAPE 'p', 'x', true)",
+        "SELECT set_config(U&'app!002Eorganization' UESCAPE E'\\x21', 'x', true)",
         "SELECT set_config('app.'\n'organization', 'x', true)",
         "SELECT set_config($$app.organization$$::text, 'x', true)",
         "SELECT set_config('app.organization'::pg_catalog.varchar, 'x', true)",
@@ -63,6 +67,10 @@ fn every_spelling_that_changes_a_setting_of_the_context_is_refused() {
         "DO 'BEGIN PERFORM set_config(''app.organization'', ''x'', false); END'",
         "DO $$ BEGIN EXECUTE 'SET app.organization = 1'; END $$",
         "DO $$ BEGIN EXECUTE $q$ SELECT set_config('app.organization', 'x', true) $q$; END $$",
+        "DO E'BEGIN SET\\vapp.organization = 1; END'",
+        "DO E'BEGIN SET\\x0bapp.organization = 1; END'",
+        "SELECT set_config(E'app.\\vendor', 'x', true)",
+        "DO E'BEGIN SET app.\\vendor = 1; END'",
         "DO E'BEGIN SET \\x61pp.organization = 1; END'",
         "CREATE FUNCTION f(text) RETURNS text LANGUAGE sql AS 'select set_config($1, $2, true)'",
         "SELECT query_to_xml('select set_config(''app.organization'', ''x'', false)', true, false, '')",

@@ -196,3 +196,15 @@ proptest! {
         Effects::of(sql.as_bytes(), true);
     }
 }
+
+#[test]
+fn a_name_that_postgresql_cuts_is_not_known() {
+    let long = format!("{}.{}", "x".repeat(40), "y".repeat(40));
+    for (sql, is_opaque) in [
+        (format!("SET a.\"{long}\" = 1"), true),
+        (format!("SET \"{long}\" = 1"), true),
+        (format!("SET {long} = 1"), false),
+    ] {
+        assert_eq!(Effects::of(sql.as_bytes(), true).touched.opaque, is_opaque, "{sql}");
+    }
+}

@@ -62,6 +62,7 @@ fn what_a_server_would_see_is_refused() {
         "SELECT U&\"set_config\"('pgtenant.token', 'a', false), 1",
         "DO $$ BEGIN PERFORM set_config('pgtenant.token', 'a', false); END $$",
         "DO $$ BEGIN EXECUTE 'SET pgtenant.token = ''a'''; END $$",
+        "DO E'BEGIN SET\\vpgtenant.token = 1; END'",
         "PREPARE p AS SELECT set_config($1, $2, $3); EXECUTE p('pgtenant.token', 'a', false)",
         "CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $$ SELECT set_config('pgtenant.token', 'a', false) $$",
         "SET pgtenant.token = 'a', 'b'",

@@ -1,0 +1,5 @@
+//! What several targets share.
+
+pub mod client;
+pub mod issuers;
+pub mod postgres;

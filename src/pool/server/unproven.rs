@@ -1,0 +1,34 @@
+//! A server that nobody dialled, for `fuzz/` alone: what is queued for it is all that can be seen of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use super::{BoundServer, Core, Place, Shard, TermsDigest};
+use crate::net::stream::{Socket, Stream};
+use crate::pool::kept::Kept;
+use crate::pool::lease_state::LeaseState;
+use crate::pool::ledger::Ledger;
+use crate::tenancy::statements::Binder;
+use crate::wire::startup::CancelKey;
+
+impl BoundServer {
+    /// Of a client without a context, with nothing outstanding. It never answers.
+    pub fn unproven() -> Self {
+        let core = Core {
+            stream: Stream::Plain(Socket::nowhere()),
+            incoming: Default::default(),
+            outgoing: BytesMut::new(),
+            ledger: Ledger::default(),
+            key: Arc::new(CancelKey { pid: 0, secret: vec![0; 4] }),
+            kept: Kept::default(),
+            binder: Binder::default(),
+            bound_with: None,
+            retires: Instant::now(),
+            shard: Shard(0),
+            _place: Place::new(|| {}),
+        };
+        Self { core: Box::new(core), digest: TermsDigest([0; 32]), lapse: None, state: LeaseState::default() }
+    }
+}
