@@ -200,9 +200,11 @@ hands_command() { # way clients seconds
 
 # User and system time of all servers' processes.
 postgres_ticks() {
-  local postmaster pid sum=0
+  local postmaster pid sum=0 children=()
   postmaster=$(sed -n 1p "$work/postgres/data/postmaster.pid")
-  for pid in $(cat "/proc/$postmaster/task/"*/children); do
+  # One line without an end.
+  read -ra children <"/proc/$postmaster/task/$postmaster/children" || true
+  for pid in "${children[@]}"; do
     # One that has just ended counts no more.
     if [[ -r /proc/$pid/stat ]]; then cpu_ticks "$pid" && sum=$((sum + cpu)); fi
   done
