@@ -95,7 +95,7 @@ fn compare_tree(sql: &str, ours: &[(Range<usize>, Token)], tree: &serde_json::Va
         .collect();
     let statements = postgres::statements(tree);
     for (kind, range) in &statements {
-        let is_last = range.len() == 0;
+        let is_last = range.is_empty();
         assert!(is_last || semicolons.contains(&range.end), "{kind} at {range:?} does not end for us");
     }
     // Semicolons stand within statements in the bodies of rules and functions alone.
