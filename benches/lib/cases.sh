@@ -212,7 +212,7 @@ postgres_ticks() {
 }
 
 run_hands() {
-  local clients round target before
+  local clients round=1 target before
   for target in "${case_targets[@]}"; do measure "$target" 100/16 1; done
   for clients in "${case_clients[@]}"; do
     for ((round = 1; round <= rounds; round++)); do
