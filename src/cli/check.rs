@@ -164,7 +164,7 @@ async fn ask(database: &Database, role: &Role) -> Result<Vec<String>, String> {
     let (server, password) = (database.server.clone(), role.server_password.clone());
     let dialer = Dialer::new(server, tls, &database.dbname, &role.name, password);
     let dialled = dialer.dial().await.map_err(|e| e.to_string())?;
-    let place = Place::new(|| {});
+    let place = Place::new(|_| {});
     let server = CleanServer::prepare(dialled, Shard(0), place, MAX_AGE, Binder::default()).await;
     let server = server.map_err(|e| e.to_string())?;
     server.ask(posture::QUESTION).await.map_err(|e| e.to_string())

@@ -322,7 +322,7 @@ impl Pool {
         match (context, &self.settings.sealer) {
             (None, _) => Ok(None),
             (Some(context), Some(sealer)) => {
-                Ok(Some((sealer.current().seal(context, pid, SystemTime::now()), context)))
+                Ok(Some((sealer.borrow().seal(context, pid, SystemTime::now()), context)))
             }
             (Some(_), None) => {
                 Err(Report::new(Sqlstate::INTERNAL, "a context cannot be sealed without context.seal_key"))

@@ -110,34 +110,28 @@ impl Queue {
         self.shares.takes(&who.flow, who.share, now);
     }
 
-    /// A server that was taken at `since` is given back.
-    pub(super) fn gives_back(&mut self, flow: Flow, since: Instant, now: Instant) {
-        let (since, now) = (self.nanos(since), self.nanos(now));
-        self.shares.gives_back(&flow, since, now);
+    /// A server is given back by who held it.
+    pub(super) fn gives_back(&mut self, holder: Holder, now: Instant) {
+        let (since, now) = (self.nanos(holder.since), self.nanos(now));
+        self.shares.gives_back(&holder.flow, since, now);
     }
 
     /// Hands a server to whom it suits best among those whose turn it is; returns it if nobody waits who may have it.
-    /// `holder` makes what is charged for it, if anything is.
-    pub(super) fn hand(
-        &mut self,
-        mut server: Idle,
-        holder: impl Fn(Flow, Instant) -> Option<Holder>,
-    ) -> Option<Idle> {
+    /// `charges`: its time is charged to them.
+    pub(super) fn hand(&mut self, mut server: Idle, charges: bool) -> Option<Idle> {
         let now = Instant::now();
         while let Some(flow) = self.next(&server, now) {
             let Some(Waiting { hand, .. }) = self.take_from(flow, &server, now) else { continue };
-            match holder(flow, now) {
-                Some(holder) => {
-                    self.shares.is_served(&flow, self.nanos(now));
-                    server.hold(holder);
-                }
-                None => self.shares.gives_up(&flow, self.nanos(now)),
+            if charges {
+                self.shares.is_served(&flow, self.nanos(now));
+                server.hold(Holder { flow, since: now });
+            } else {
+                self.shares.gives_up(&flow, self.nanos(now));
             }
             match hand.send(Ok(server)) {
                 // Who waited gave up at this very moment; the server goes to the next.
                 Err(Ok(mut unclaimed)) => {
-                    let settled = unclaimed.let_go().map(Holder::settled);
-                    settled.into_iter().for_each(|(flow, since)| self.gives_back(flow, since, now));
+                    unclaimed.let_go().into_iter().for_each(|holder| self.gives_back(holder, now));
                     server = unclaimed;
                 }
                 Ok(()) | Err(Err(_)) => return None,

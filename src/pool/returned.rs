@@ -3,10 +3,8 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
-use super::holder::Holder;
 use super::lease::{Pool, State};
 use super::ledger::TransactionOver;
-use super::queue::Flow;
 use super::server::{BoundServer, Idle, Resting as _, UsedServer};
 use super::shelf;
 
@@ -28,20 +26,14 @@ impl Pool {
             Idle::Used(used) if used.is_dirty() => return self.clean_in_background(used),
             server => server,
         };
-        let settled = server.let_go().map(Holder::settled);
+        let holder = server.let_go();
         let mut state = self.lock();
-        if let Some((flow, since)) = settled {
-            state.waiting.gives_back(flow, since, Instant::now());
+        if let Some(holder) = holder {
+            state.waiting.gives_back(holder, Instant::now());
         }
-        let holder = |flow, since| self.charges().then(|| self.holder(flow, since));
-        let Some(server) = state.waiting.hand(server, holder) else { return };
+        let Some(server) = state.waiting.hand(server, self.charges()) else { return };
         state.idle.push(server);
         self.keep_one_clean(state);
-    }
-
-    /// Charges an account for a server from now on.
-    pub(super) fn holder(self: &Arc<Self>, flow: Flow, since: Instant) -> Holder {
-        Holder::new(Arc::downgrade(self), flow, since)
     }
 
     /// Cleans the server that was used least recently when clean ones were missed lately and none is left, so that

@@ -59,19 +59,23 @@ pub struct Shard(pub usize);
 pub struct TermsDigest(pub [u8; 32]);
 
 /// A place in the pool; whoever drops it lets another server be opened.
-pub struct Place(Option<Box<dyn FnOnce() + Send>>);
+pub struct Place {
+    vacate: Option<Box<dyn FnOnce(Option<Holder>) + Send>>,
+    /// Who is charged for the server while it is not on the shelf.
+    holder: Option<Holder>,
+}
 
 impl Place {
-    /// Calls `vacate` when the server is gone.
-    pub fn new(vacate: impl FnOnce() + Send + 'static) -> Self {
-        Self(Some(Box::new(vacate)))
+    /// Calls `vacate` when the server is gone, with who held it.
+    pub fn new(vacate: impl FnOnce(Option<Holder>) + Send + 'static) -> Self {
+        Self { vacate: Some(Box::new(vacate)), holder: None }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(vacate) = self.0.take() {
-            vacate();
+        if let Some(vacate) = self.vacate.take() {
+            vacate(self.holder.take());
         }
     }
 }
@@ -90,10 +94,8 @@ struct Core {
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
     shard: Shard,
-    /// Who is charged for it while it is not on the shelf.
-    holder: Option<Holder>,
     /// The last field: it is free again when the socket is closed.
-    _place: Place,
+    place: Place,
 }
 
 impl Core {
@@ -249,8 +251,7 @@ impl CleanServer {
             bound_with: None,
             retires: Instant::now() + spread(max_age)?,
             shard,
-            holder: None,
-            _place: place,
+            place,
         });
         core.binder.prepare(&mut core.outgoing);
         if !core.hear_posture(2).await? {

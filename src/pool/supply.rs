@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::holder::Holder;
 use super::lease::{Pool, State, refused};
 use super::server::{CleanServer, Idle, Place, Resting, Shard};
 use crate::net::dial::DialError;
@@ -22,9 +23,9 @@ impl Pool {
         state.opening += 1;
         let pool = self.clone();
         let vacate = Arc::downgrade(self);
-        let place = Place::new(move || {
+        let place = Place::new(move |holder| {
             if let Some(pool) = vacate.upgrade() {
-                pool.vacated(shard);
+                pool.vacated(shard, holder);
             }
         });
         tokio::spawn(async move { pool.open_one(shard, place).await });
@@ -100,9 +101,12 @@ impl Pool {
     }
 
     /// A server is gone; if clients wait, another is opened for them.
-    fn vacated(self: &Arc<Self>, shard: Shard) {
+    fn vacated(self: &Arc<Self>, shard: Shard, holder: Option<Holder>) {
         let mut state = self.lock();
         state.open -= 1;
+        if let Some(holder) = holder {
+            state.waiting.gives_back(holder, Instant::now());
+        }
         // Outside a runtime (the process ends) nothing more is opened.
         if tokio::runtime::Handle::try_current().is_ok() {
             self.open_for_waiting(&mut state, shard);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::holder::Holder;
 use super::lease::{Pool, State};
 use super::queue::{Turn, Wants};
 use super::server::{Idle, Resting as _, Shard, TermsDigest};
@@ -99,7 +100,7 @@ impl Pool {
         if self.charges() {
             let now = Instant::now();
             state.waiting.takes(who, now);
-            server.hold(self.holder(who.flow, now));
+            server.hold(Holder { flow: who.flow, since: now });
         }
         let needs_clean = match &server {
             Idle::Used(used) => !used.serves(terms.digest(), now) && !used.may_switch(terms),

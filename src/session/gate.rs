@@ -112,7 +112,7 @@ impl Gate {
 
     /// What of a context is revoked, if anything; and whether what runs under it is to end.
     pub fn revocation(&self, context: &TenantContext) -> Option<(&'static str, bool)> {
-        let revoked = self.settings.revoked.as_ref()?.current();
+        let revoked = self.settings.revoked.as_ref()?.borrow();
         Some((revoked.concerns(context)?, revoked.kills))
     }
 

@@ -64,7 +64,20 @@ impl Requests {
     /// Whether a message changes a setting that belongs to the context, as far as it can be seen.
     /// `statements`: what the client has prepared.
     pub(super) fn judge(&mut self, header: Header, bytes: &[u8], statements: &ClientStatements) -> Judged {
-        let Some(guard) = self.guarded.guard.clone() else { return Judged::Passes };
+        // Taken and put back: all clients share it, and counting its holders would have the threads fight over a cache line.
+        let Some(guard) = self.guarded.guard.take() else { return Judged::Passes };
+        let judged = self.judge_by(&guard, header, bytes, statements);
+        self.guarded.guard = Some(guard);
+        judged
+    }
+
+    fn judge_by(
+        &mut self,
+        guard: &Guard,
+        header: Header,
+        bytes: &[u8],
+        statements: &ClientStatements,
+    ) -> Judged {
         let here = bytes.get(HEADER..header.frame().min(bytes.len())).unwrap_or_default();
         let is_whole = bytes.len() >= header.frame();
         let is_long = header.frame() > MAX_WHOLE;
@@ -78,15 +91,15 @@ impl Requests {
                 b"" => statements.unnamed(),
                 _ => statements.get(name).map(|statement| &*statement.text_and_types),
             };
-            if let Some(Err(breach)) = text.map(|text| self.read_guarded(&guard, text, true)) {
+            if let Some(Err(breach)) = text.map(|text| self.read_guarded(guard, text, true)) {
                 return Judged::Refused(breach.report());
             }
         }
         match header.tag {
-            tag::QUERY if is_whole => refused(self.read_guarded(&guard, here, false)),
+            tag::QUERY if is_whole => refused(self.read_guarded(guard, here, false)),
             tag::PARSE if is_whole => {
                 let text = split_cstr(here).map_or(here, |(_, text)| text);
-                refused(self.read_guarded(&guard, text, true))
+                refused(self.read_guarded(guard, text, true))
             }
             tag::QUERY | tag::PARSE if !is_long => Judged::NeedsMore,
             // What the seal alone protects needs no more.
@@ -94,7 +107,7 @@ impl Requests {
             tag::QUERY | tag::PARSE if header.body > MAX_STATEMENT => Judged::Refused(too_long(header)),
             tag::QUERY => Judged::Collect,
             tag::BIND if self.guarded.by_parameter => match (is_whole, is_long) {
-                (true, _) => refused(bound_name(&guard, here, self.guarded.is_read_only).map_or(Ok(()), Err)),
+                (true, _) => refused(bound_name(guard, here, self.guarded.is_read_only).map_or(Ok(()), Err)),
                 (false, false) => Judged::NeedsMore,
                 (false, true) => Judged::Refused(too_long(header)),
             },

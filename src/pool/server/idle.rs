@@ -68,12 +68,12 @@ impl Idle {
 
     /// Somebody is charged for it from now on.
     pub(in crate::pool) fn hold(&mut self, holder: Holder) {
-        self.core().holder = Some(holder);
+        self.core().place.holder = Some(holder);
     }
 
     /// Who was charged for it, to be settled.
     pub(in crate::pool) fn let_go(&mut self) -> Option<Holder> {
-        self.core().holder.take()
+        self.core().place.holder.take()
     }
 
     fn core(&mut self) -> &mut Core {

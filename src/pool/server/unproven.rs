@@ -27,7 +27,7 @@ impl BoundServer {
             bound_with: None,
             retires: Instant::now(),
             shard: Shard(0),
-            _place: Place::new(|| {}),
+            place: Place::new(|_| {}),
         };
         Self { core: Box::new(core), digest: TermsDigest([0; 32]), lapse: None, state: LeaseState::default() }
     }
