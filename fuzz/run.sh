@@ -20,6 +20,8 @@ run_one() { # seconds, target
     local seconds=$1 target=$2 log options=() status=0
     log=$(mktemp)
     mkdir -p "$found/$target" "fuzz/artifacts/$target"
+    # The same inputs in the same order, where a run is to be repeated.
+    [ -z "${FUZZ_SEED:-}" ] || options+=("-seed=$FUZZ_SEED")
     [ ! -e "fuzz/dictionaries/$target.dict" ] || options+=("-dict=fuzz/dictionaries/$target.dict")
     "$built/$target" "$found/$target" "fuzz/corpus/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
         "-max_total_time=$seconds" -timeout=20 -print_final_stats=1 "${options[@]}" >"$log" 2>&1 || status=$?
