@@ -191,6 +191,15 @@ fn named(argument: &Value, is_variadic: bool) -> Named {
     }
     match node["AConst"]["val"]["Sval"]["sval"].as_str() {
         _ if is_variadic => Named::Computed,
+        // N'...': a constant of type character, which loses its blanks on the way to text.
+        Some(name)
+            if is_cast
+                && argument["node"]["TypeCast"]["type_name"]["names"][1]["node"]["String"]["sval"]
+                    == "bpchar"
+                && argument["node"]["TypeCast"]["type_name"]["typmods"] == serde_json::json!([]) =>
+        {
+            Named::Constant(name.trim_end_matches(' ').to_owned())
+        }
         Some(name) if is_cast => Named::Cast(name.to_owned()),
         Some(name) => Named::Constant(name.to_owned()),
         None if node["ParamRef"].is_object() && !is_cast => Named::Parameter,

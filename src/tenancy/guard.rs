@@ -106,6 +106,8 @@ impl Guard {
 
     /// Whether a setting of this name belongs to the context.
     pub fn covers(&self, name: &[u8]) -> bool {
+        // As a constant of type character, N'...' loses its blanks on the way to text.
+        let name = name.trim_ascii_end();
         let is_own = name.get(..9).is_some_and(|start| start.eq_ignore_ascii_case(b"pgtenant."));
         is_own || self.names.iter().any(|guarded| guarded.as_bytes().eq_ignore_ascii_case(name))
     }
@@ -350,6 +352,7 @@ fn breach(name: &[u8]) -> Breach {
 
 /// Settings by which a transaction writes or not.
 fn makes_writable(name: &[u8]) -> bool {
+    let name = name.trim_ascii_end();
     [&b"transaction_read_only"[..], READ_ONLY.as_bytes()].iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 

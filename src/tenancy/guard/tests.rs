@@ -110,6 +110,14 @@ fn everything_else_passes() {
     }
 }
 
+/// Found by fuzzing: PostgreSQL takes the blanks off a constant of type character where it becomes text.
+#[test]
+fn blanks_behind_a_name_do_not_hide_it() {
+    assert!(check("SELECT set_config(n'app.organization  ', 'x', true)").is_err());
+    assert!(check("SELECT set_config(N'pgtenant.seal ', 'x', true)").is_err());
+    assert!(check("SELECT set_config(n'app.theme ', 'x', true)").is_ok());
+}
+
 #[test]
 fn a_parameter_for_the_name_is_left_open() {
     for (sql, expected) in [
