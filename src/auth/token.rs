@@ -139,6 +139,10 @@ pub fn verify(token: &str, keys: &Keys, now: SystemTime) -> Result<VerifiedClaim
     check_audience(&claims, issuer)?;
     let expires_at = check_times(&claims, keys.leeway(), now)?;
     let subject = subject(&claims)?.to_owned();
+    // By which it can be revoked (RFC 7519 section 4.1.7: a string).
+    if claims.get("jti").is_some_and(|jti| !jti.is_string()) {
+        return Err(TokenError::Malformed("jti is no text"));
+    }
     Ok(VerifiedClaims { issuer: issuer.config.issuer.clone(), subject, expires_at, claims })
 }
 

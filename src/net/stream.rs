@@ -70,6 +70,14 @@ impl Socket {
         self.0.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
+    /// Closes it at once, by an RST over TCP (RFC 9293 section 3.5.2): the peer's next write fails.
+    fn abort(&mut self) {
+        if let Some(Kind::Tcp(stream)) = self.0.take() {
+            // Where it cannot be set, a FIN has to do.
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// Registers the socket with the reactor of the thread that calls.
     fn rehome(&mut self) -> io::Result<()> {
         self.0 = Some(match self.0.take() {
@@ -180,6 +188,17 @@ impl Stream {
             Self::Tls(tls) => match &mut **tls {
                 TlsStream::Client(stream) => stream.get_mut().0.rehome(),
                 TlsStream::Server(stream) => stream.get_mut().0.rehome(),
+            },
+        }
+    }
+
+    /// Closes the socket in the middle of whatever goes on.
+    pub fn abort(&mut self) {
+        match self {
+            Self::Plain(socket) => socket.abort(),
+            Self::Tls(tls) => match &mut **tls {
+                TlsStream::Client(stream) => stream.get_mut().0.abort(),
+                TlsStream::Server(stream) => stream.get_mut().0.abort(),
             },
         }
     }

@@ -427,6 +427,12 @@ impl BoundServer {
         &mut self.state.unnamed_is_ours
     }
 
+    /// Closes the connection at once. PostgreSQL notices when it answers what it runs, and begins nothing of what was sent
+    /// behind that.
+    pub fn abort(&mut self) {
+        self.core.stream.abort();
+    }
+
     /// Identifies the server process for a cancel request.
     pub fn cancel_key(&self) -> &Arc<CancelKey> {
         &self.core.key

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::gate::Gate;
 use crate::auth::token::{self, TokenError, VerifiedClaims};
-use crate::config::{Role, Tenancy};
+use crate::config::{PoolMode, Role, Tenancy};
 use crate::net::listen::Peer;
 use crate::observe::log;
 use crate::tenancy::context::{TenantContext, Wanted};
@@ -114,6 +114,24 @@ pub struct Held {
     pub context: Option<Arc<TenantContext>>,
     /// Whether anything may run under it.
     pub standing: Standing,
+}
+
+impl Held {
+    /// A session that was used under a context that writes has statements and functions of that time, by which it would go
+    /// on writing: it does not become one that only reads. `reads`: what it has now does.
+    ///
+    /// # Errors
+    /// It would.
+    pub(super) fn suits(self, mode: PoolMode, reads: bool) -> Result<Self, Denied> {
+        let is_acting = self.context.as_ref().is_some_and(|context| context.actor().is_some());
+        if mode != PoolMode::Session || !is_acting || reads {
+            return Ok(self);
+        }
+        let message = "a session that writes does not go on under a token that only reads";
+        let report = Report::new(Sqlstate::NOT_SUPPORTED, message)
+            .hint("Connect with the token that has the \"act\" claim.");
+        Err(Denied { report, is_refused: false })
+    }
 }
 
 /// One client's.
@@ -232,6 +250,28 @@ impl Desk {
         self.was_revoked(context, what, "a transaction was refused");
         let hint = "Bring another one (SET pgtenant.token = '...'), or connect again with one.";
         Some(Report::new(Sqlstate::INVALID_AUTHORIZATION, "token revoked").hint(hint))
+    }
+
+    /// Whether nothing may be sent ahead under one of these contexts, since none may begin by the time it is its turn;
+    /// and if none may begin any more, what the client is told.
+    pub fn passing(&self, contexts: &[Arc<TenantContext>]) -> Option<Option<Report>> {
+        let now = SystemTime::now();
+        let ends = |message: &str| {
+            let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
+                .detail("Queries had been sent ahead of it.")
+                .hint("Connect again with a current token; what did not complete was rolled back.");
+            Some(report)
+        };
+        let passing = |context: &Arc<TenantContext>| {
+            if !context.is_current(now) {
+                Some(ends("token expired"))
+            } else if self.gate.revocation(context).is_some() {
+                Some(ends("token revoked"))
+            } else {
+                context.is_late(now).then_some(None)
+            }
+        };
+        contexts.iter().filter_map(passing).max_by_key(Option::is_some)
     }
 
     /// Whether a context has not expired, and is not revoked.

@@ -6,9 +6,10 @@ use super::permitted::{MAX_STATEMENT, MAX_WHOLE};
 use super::prepared::ClientStatements;
 use super::requests::Requests;
 use super::tokens::read_parameters;
+use crate::config::PoolMode;
 use crate::pool::due::Due;
 use crate::pool::server::BoundServer;
-use crate::tenancy::guard::{Breach, Guard, Under};
+use crate::tenancy::guard::{Breach, Guard, Under, check_encoding};
 use crate::tenancy::text::Effects;
 use crate::wire::frame::{HEADER, Header, split_cstr};
 use crate::wire::report::{Report, Sqlstate};
@@ -48,6 +49,11 @@ impl Requests {
         self
     }
 
+    /// Whether it is.
+    pub fn is_under_read_only(&self) -> bool {
+        self.guarded.is_read_only
+    }
+
     /// Whether the client's context is one under which nothing is written.
     pub fn is_read_only(&mut self, is_read_only: bool) {
         self.guarded.is_read_only = is_read_only;
@@ -57,8 +63,7 @@ impl Requests {
     pub fn is_encoded(&mut self, client_encoding: Option<&str>) {
         let guard = self.guarded.guard.as_ref().filter(|guard| guard.is_strict());
         let name = client_encoding.unwrap_or_default();
-        self.guarded.is_unreadable =
-            guard.is_some_and(|guard| guard.check_encoding(name.as_bytes()).is_err());
+        self.guarded.is_unreadable = guard.is_some() && check_encoding(name.as_bytes()).is_err();
     }
 
     /// Whether a message changes a setting that belongs to the context, as far as it can be seen.
@@ -101,6 +106,14 @@ impl Requests {
                 let text = split_cstr(here).map_or(here, |(_, text)| text);
                 refused(self.read_guarded(guard, text, true))
             }
+            // There it is not collected, and would pass unread.
+            tag::PARSE
+                if is_long
+                    && self.mode() == PoolMode::Session
+                    && (guard.is_strict() || self.guarded.is_read_only) =>
+            {
+                Judged::Refused(too_long(header))
+            }
             tag::QUERY | tag::PARSE if !is_long => Judged::NeedsMore,
             // What the seal alone protects needs no more.
             _ if !guard.is_strict() && !self.guarded.is_read_only => Judged::Passes,
@@ -123,12 +136,20 @@ impl Requests {
     }
 
     fn read_guarded(&mut self, guard: &Guard, text: &[u8], is_prepared: bool) -> Result<(), Breach> {
-        let text = split_cstr(text).map_or(text, |(text, _)| text);
+        let (text, types) = split_cstr(text).unwrap_or((text, &[]));
         if self.guarded.is_unreadable && !text.is_ascii() {
             return Err(Breach::Encoding("of this session".to_owned()));
         }
         let under = Under { is_prepared, is_read_only: self.guarded.is_read_only };
         let open = guard.check(text, !self.backslashes, under)?;
+        // As another type, a setting's name has other spellings.
+        if open.by_parameter
+            && (guard.is_strict() || self.guarded.is_read_only)
+            && is_prepared
+            && !types.get(2..).unwrap_or_default().chunks(4).all(is_textual)
+        {
+            return Err(Breach::Computed);
+        }
         self.guarded.by_parameter |= open.by_parameter;
         Ok(())
     }
@@ -154,6 +175,11 @@ fn refused(read: Result<(), Breach>) -> Judged {
         Ok(()) => Judged::Passes,
         Err(breach) => Judged::Refused(breach.report()),
     }
+}
+
+/// A parameter's declared type: none, text or character varying.
+fn is_textual(oid: &[u8]) -> bool {
+    oid.try_into().is_ok_and(|oid| matches!(u32::from_be_bytes(oid), 0 | 25 | 1043))
 }
 
 /// A parameter of a Bind that is the name of a guarded setting; a Bind that cannot be read counts as one.

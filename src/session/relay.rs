@@ -6,7 +6,7 @@ mod tokens;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::BytesMut;
 
@@ -283,6 +283,9 @@ impl Relay {
             self.client.desk.acts(context);
             self.client.requests.ends_turn();
         }
+        if context.as_ref().is_some_and(|context| context.is_late(SystemTime::now())) {
+            self.client.requests.ends_turn();
+        }
         Turn::new(
             &self.pool,
             (&mut self.client, &self.registered.handle),
@@ -388,8 +391,10 @@ impl Relay {
         }
     }
 
-    /// The client is gone while its query runs: PostgreSQL is told to stop it, then the connection closes.
-    fn cancel_and_close(&self, server: BoundServer) {
+    /// The client is gone while its query runs, or none may begin behind it: the connection closes, and PostgreSQL is told
+    /// to stop what runs. In this order: it would go on with what is in its buffer.
+    fn cancel_and_close(&self, mut server: BoundServer) {
+        server.abort();
         let pool = self.pool.clone();
         tokio::spawn(async move {
             if let Err(error) = pool.dialer().cancel(server.cancel_key()).await {

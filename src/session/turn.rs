@@ -359,9 +359,8 @@ impl<'a> Turn<'a> {
         self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
-            // Who sends without a pause begins one transaction after another.
-            if goes_on && !self.under.iter().all(|context| self.client.desk.is_current(context)) {
-                self.client.requests.ends_turn();
+            if goes_on {
+                self.goes_on()?;
             }
             for times in self.clock.ready(self.heard.readies, goes_on) {
                 self.pool.metrics().query(&times);

@@ -1,5 +1,6 @@
 //! The context: organization, project or none, subject, roles and claims, as a verified token names them.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -24,8 +25,10 @@ impl TenantId {
     }
 }
 
+/// How long before its end each transaction under a context is looked at before it is sent.
+const LATE: Duration = Duration::from_secs(5);
+
 /// What a verified token says, in the shape that a server is bound to. Only [`Mapping::resolve`] makes one.
-#[derive(Debug)]
 pub struct TenantContext {
     organization: TenantId,
     project: Option<TenantId>,
@@ -73,6 +76,22 @@ impl TenantContext {
     /// Whether a transaction may still begin.
     pub fn is_current(&self, now: SystemTime) -> bool {
         unix_seconds(now) <= self.expires_at
+    }
+    /// Whether it ends so soon that nothing is sent ahead under it.
+    pub fn is_late(&self, now: SystemTime) -> bool {
+        unix_seconds(now) + LATE.as_secs() > self.expires_at
+    }
+}
+
+/// Whose it is, without what the token claims of them.
+impl fmt::Debug for TenantContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { organization, project, expires_at, .. } = self;
+        f.debug_struct("TenantContext")
+            .field("organization", organization)
+            .field("project", project)
+            .field("expires_at", expires_at)
+            .finish_non_exhaustive()
     }
 }
 

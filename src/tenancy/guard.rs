@@ -74,6 +74,10 @@ pub enum Breach {
     Writable,
     /// It updates `pg_settings`.
     View,
+    /// It calls what only the proxy may: a statement of its own, or a function of the interface.
+    Own(String),
+    /// It changes a role or a database, which all clients of a pool share.
+    Shared,
     /// It sets `client_encoding` to one in which it could not be read.
     Encoding(String),
 }
@@ -94,7 +98,17 @@ impl Guard {
         }
         // The first part of a name, for there may be anything between its parts.
         let parts = names.iter().filter_map(|name| name.split('.').next());
-        let words = ["pgtenant", "set_config", "u&", "\\", "pg_settings", "client_encoding", "names"];
+        let words = [
+            "pgtenant",
+            "set_config",
+            "u&",
+            "\\",
+            "pg_settings",
+            "client_encoding",
+            "names",
+            "put_back",
+            "alter",
+        ];
         let mentions = AhoCorasick::builder().ascii_case_insensitive(true).build(parts.chain(words)).ok();
         Self { names, mentions }
     }
@@ -114,6 +128,10 @@ impl Guard {
 
     /// What is wrong with a Bind that brings this as a setting's name, if anything.
     pub fn check_bound(&self, name: &[u8], is_read_only: bool) -> Option<Breach> {
+        // Which value it would get is another parameter, or none.
+        if (self.is_strict() || is_read_only) && name.eq_ignore_ascii_case(b"client_encoding") {
+            return Some(Breach::Computed);
+        }
         let covers = self.covers(name) || is_read_only && makes_writable(name);
         covers.then(|| breach(name))
     }
@@ -128,18 +146,10 @@ impl Guard {
                 return Err(Breach::Names(name.clone()).report());
             }
             if name == "client_encoding" && self.is_strict() {
-                self.check_encoding(value.as_bytes()).map_err(|breach| breach.report())?;
+                check_encoding(value.as_bytes()).map_err(|breach| breach.report())?;
             }
         }
         Ok(())
-    }
-
-    /// Whether an encoding is one in which texts can be read.
-    ///
-    /// # Errors
-    /// It is not.
-    pub fn check_encoding(&self, name: &[u8]) -> Result<(), Breach> {
-        check_encoding(name)
     }
 
     /// Reads a text, up to its first NUL.
@@ -205,12 +215,15 @@ impl Reader<'_> {
             match token {
                 Token::Symbol(b';') => statement = Statement::default(),
                 Token::Word(word) => {
+                    if word == b"alter" && (!statement.begun || depth > 0) && alters_shared(&scanner) {
+                        return Err(Breach::Shared);
+                    }
                     if !statement.begun {
                         statement.begin(&word);
                         statements += 1;
                     }
                     if matches!(word.as_slice(), b"reset" | b"discard") {
-                        self.check_all(&scanner, statements == 1 && depth == 0)?;
+                        self.check_all(&scanner, word == b"discard" && statements == 1 && depth == 0)?;
                     }
                     match word.as_slice() {
                         b"set" | b"reset" => self.read_set(&mut scanner)?,
@@ -250,12 +263,13 @@ impl Reader<'_> {
         Ok(open)
     }
 
-    /// Behind what takes all settings back: the transaction's own stay, so it may only stand alone.
-    fn check_all(&self, scanner: &Scanner<'_>, is_first: bool) -> Result<(), Breach> {
+    /// Behind what takes all settings back, and with them what makes the next transaction read-only. DISCARD ALL may stand
+    /// alone: PostgreSQL refuses it in a transaction, and the next turn is bound anew.
+    fn check_all(&self, scanner: &Scanner<'_>, may_stand: bool) -> Result<(), Breach> {
         let mut ahead = scanner.clone();
         let takes_all = matches!(ahead.next(), Some(Token::Word(what)) if what == b"all");
         let is_alone =
-            is_first && matches!(ahead.next(), None | Some(Token::Symbol(b';'))) && ahead.next().is_none();
+            may_stand && matches!(ahead.next(), None | Some(Token::Symbol(b';'))) && ahead.next().is_none();
         if self.under.is_read_only && takes_all && (self.under.is_prepared || !is_alone) {
             return Err(Breach::Writable);
         }
@@ -273,6 +287,13 @@ impl Reader<'_> {
         if word == b"set_config" && matches!(scanner.peek(), Some(Token::Symbol(b'('))) {
             scanner.next();
             return self.read_set_config(scanner, is_prepared && !statement.prepares);
+        }
+        // As a part of an aggregate or an operator it is called with whatever that is.
+        if word == b"set_config" && statement.executes && self.is_strict() {
+            return Err(Breach::Computed);
+        }
+        if self.is_strict() && (word == b"put_back" || word.starts_with(b"pgtenant_")) {
+            return Err(Breach::Own(String::from_utf8_lossy(word).into_owned()));
         }
         if word == b"pg_settings" && statement.updates && self.is_strict() {
             return Err(Breach::View);
@@ -390,8 +411,12 @@ impl Breach {
                 Report::new(Sqlstate::READ_ONLY_TRANSACTION, "transactions are read-only under this token")
                     .hint("The token has an \"act\" claim: somebody acts for its subject.")
             }
+            Breach::Own(name) => denied(format!("\"{name}\" is not for clients"))
+                .hint("Names that begin with pgtenant_ are the proxy's own."),
             Breach::View => denied("pg_settings cannot be updated here".to_owned())
                 .hint("Use SET, or set_config with the setting's name as a constant."),
+            Breach::Shared => denied("roles and databases are not altered under a tenant context".to_owned())
+                .hint("All organizations share them: do it as an administrator, straight at PostgreSQL."),
             Breach::Encoding(name) => denied(format!(
                 "client_encoding \"{name}\" cannot be used here: in it, texts cannot be read before they are converted"
             ))
@@ -400,7 +425,11 @@ impl Breach {
     }
 }
 
-fn check_encoding(name: &[u8]) -> Result<(), Breach> {
+/// Whether an encoding is one in which texts can be read.
+///
+/// # Errors
+/// It is not.
+pub fn check_encoding(name: &[u8]) -> Result<(), Breach> {
     let plain: Vec<u8> =
         name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).collect();
     match AMBIGUOUS.iter().any(|other| other.as_bytes() == plain) {
@@ -440,13 +469,23 @@ fn behind_cast(scanner: &mut Scanner<'_>) -> Option<Token> {
     }
 }
 
+/// Behind ALTER: a role (but no user mapping, which has a server of its own) or a database.
+fn alters_shared(scanner: &Scanner<'_>) -> bool {
+    let mut ahead = scanner.clone();
+    match ahead.next() {
+        Some(Token::Word(what)) if what == b"user" => !is_word(&ahead, b"mapping"),
+        Some(Token::Word(what)) => matches!(what.as_slice(), b"role" | b"database"),
+        _ => false,
+    }
+}
+
 fn is_word(scanner: &Scanner<'_>, wanted: &[u8]) -> bool {
     matches!(scanner.peek(), Some(Token::Word(word)) if word == wanted)
 }
 
-/// What is in every text that names one of pgtenant's settings, if it does not hide it.
+/// What is in every text that names one of pgtenant's settings or changes a role, if it does not hide it.
 static OWN: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
-    AhoCorasick::builder().ascii_case_insensitive(true).build(["pgtenant", "set_config"]).ok()
+    AhoCorasick::builder().ascii_case_insensitive(true).build(["pgtenant", "set_config", "alter"]).ok()
 });
 
 fn mentions_own(sql: &[u8]) -> bool {

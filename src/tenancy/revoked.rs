@@ -75,7 +75,9 @@ impl Revoked {
     pub fn concerns(&self, context: &TenantContext) -> Option<&'static str> {
         if self.organizations.contains(context.organization()) {
             Some("organization")
-        } else if self.subjects.contains(context.subject()) {
+        } else if self.subjects.contains(context.subject())
+            || context.actor().is_some_and(|actor| self.subjects.contains(actor))
+        {
             Some("subject")
         } else if context.token_id().is_some_and(|id| self.tokens.contains(id)) {
             Some("token")

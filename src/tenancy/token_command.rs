@@ -170,6 +170,9 @@ pub fn read(sql: &[u8], standard_strings: bool) -> Option<Result<TokenCommand, M
 /// How deep texts within texts are looked into: DO executes one, which may EXECUTE another.
 const MAX_DEPTH: usize = 4;
 
+/// Tokens that are looked at behind each `set_config(`; a longer first argument may be anything.
+const MAX_ARGUMENT: usize = 64;
+
 /// A text that is no command as a whole: whether there is one in it. How strings are read: as standard ones, with
 /// vertical tabs.
 fn is_mentioned(sql: &[u8], strings: (bool, bool), depth: usize) -> Option<Misplaced> {
@@ -187,14 +190,15 @@ fn is_mentioned(sql: &[u8], strings: (bool, bool), depth: usize) -> Option<Mispl
             Token::Word(word) if matches!(word.as_slice(), b"set" | b"reset") && (is_first || depth > 0) => {
                 let mut behind = Tokens { scanner: ahead.scanner.clone() };
                 behind.scanner.next(); // LOCAL, SESSION
-                found = found.or((ahead.is_name() || behind.is_name()).then_some(Misplaced::Form));
+                let mut is_it = || (ahead.is_name() || behind.is_name()).then_some(Misplaced::Form);
+                found = found.or_else(&mut is_it);
             }
             Token::Word(word) if is_first && matches!(word.as_slice(), b"do" | b"create") => {
                 runs_texts = true
             }
             Token::Word(word) if is_first && word == b"execute" => runs_prepared = true,
             Token::Word(word) | Token::Quoted(word) if word == COLUMN => {
-                found = found.or(ahead.first_argument_may_be_it().then_some(Misplaced::Form));
+                found = found.or_else(|| ahead.first_argument_may_be_it().then_some(Misplaced::Form));
             }
             Token::Text(text) if runs_prepared && is_name(text) => found = found.or(Some(Misplaced::Form)),
             Token::Text(text) if runs_texts && depth < MAX_DEPTH && may_concern(text) => {
@@ -330,6 +334,9 @@ impl Tokens<'_> {
             if !self.symbol(b'.') {
                 return name == NAME;
             }
+            if name.len() >= NAME.len() {
+                return false; // whatever follows
+            }
             name.push(b'.');
         }
     }
@@ -341,7 +348,7 @@ impl Tokens<'_> {
             return false;
         }
         let mut depth = 0;
-        loop {
+        for _ in 0..MAX_ARGUMENT {
             match self.scanner.next() {
                 Some(Token::Text(text)) if is_name(&text) => return true,
                 Some(Token::Word(word)) if word == b"uescape" => return true,
@@ -352,6 +359,7 @@ impl Tokens<'_> {
                 _ => {}
             }
         }
+        true
     }
 
     /// `::text` and the like, or nothing; false if it is cut off.

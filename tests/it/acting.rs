@@ -60,6 +60,26 @@ async fn reads_and_does_not_write(client: &mut Raw, database: &Database) {
         let found = client.answer().await.error.unwrap().0;
         assert!(is_refused(&found) || found == "42601", "prepared: {sql}: {found}");
     }
+    // However it would have a second transaction in the same turn write.
+    for takes_back in [
+        "RESET ALL",
+        "EXECUTE pgtenant_settings('default_transaction_read_only', 'off')",
+        "SELECT pgtenant.put_back('default_transaction_read_only', 'off')",
+        "SELECT query_to_xml('select pgtenant.put' || '_back(''default_transaction_read_only'', ''off'')', true, false, '')",
+    ] {
+        client.query("BEGIN").await;
+        let _ = code(client, takes_back).await;
+        let found = code(client, "COMMIT; INSERT INTO notes VALUES (11, 'x')").await;
+        assert_eq!(found, "25006", "{takes_back}");
+        client.query("ROLLBACK").await;
+    }
+    let typed = message(b'P', b"\0SELECT set_config($1::text, $2, false)\0\0\x02\0\0\0\x11\0\0\0\x19");
+    client.send(&[typed, sync()].concat()).await;
+    assert_eq!(client.answer().await.error.unwrap().0, "42501");
+    let long = format!("/*{}*/ SET default_transaction_read_only = off", "x".repeat(40_000));
+    client.send(&[parse("", &long), bind(""), execute(), sync()].concat()).await;
+    assert!(client.answer().await.error.is_some());
+    assert_eq!(code(client, "INSERT INTO notes VALUES (11, 'x')").await, "25006");
     // Whatever it takes back, and however it sends the next transaction.
     assert_eq!(code(client, "DISCARD ALL").await, "");
     let pair = ["RESET ALL\0", "INSERT INTO notes VALUES (11, 'x')\0"]
@@ -68,7 +88,7 @@ async fn reads_and_does_not_write(client: &mut Raw, database: &Database) {
     client.send(&pair).await;
     let codes =
         [client.answer().await, client.answer().await].map(|answer| answer.error.map(|error| error.0));
-    assert_eq!(codes, [None, Some("25006".to_owned())]);
+    assert_eq!(codes, [Some("25006".to_owned()), Some("25006".to_owned())]);
     assert_eq!(written(database).await, 0);
 }
 
@@ -106,7 +126,7 @@ async fn a_hardened_database_makes_it_read_only_itself() {
 #[tokio::test]
 async fn it_begins_and_ends_with_the_token_on_a_live_connection() {
     let database = postgres::shared().database().await;
-    for mode in ["transaction", "session"] {
+    for mode in ["transaction"] {
         let gate = Gate::with(&database).mode(mode).pool_size(1).run().await;
         let mut client = raw(&gate, 1).await;
         let switch = format!("SET pgtenant.token = '{}'", token(&gate, 1));
@@ -128,11 +148,34 @@ async fn it_begins_and_ends_with_the_token_on_a_live_connection() {
         assert_eq!(code(&mut client, "SET default_transaction_read_only = on").await, "");
         assert_eq!(code(&mut client, &switch).await, "");
         assert_eq!(code(&mut client, "RESET pgtenant.token").await, "");
-        if mode == "transaction" {
-            assert_eq!(code(&mut client, "UPDATE items SET counter = 1").await, "25006");
-        }
+        assert_eq!(code(&mut client, "UPDATE items SET counter = 1").await, "25006");
     }
+    a_session_that_writes_does_not_become_one_that_reads(&database).await;
     assert_eq!(written(&database).await, 0);
+}
+
+/// It would have statements, and functions of its own, that were made while it wrote.
+async fn a_session_that_writes_does_not_become_one_that_reads(database: &Database) {
+    let gate = Gate::with(database).mode("session").pool_size(2).run().await;
+    let mut client = raw(&gate, 1).await;
+    client.send(&[parse("p", "BEGIN READ WRITE"), sync()].concat()).await;
+    assert_eq!(client.answer().await.error, None);
+    let switch = format!("SET pgtenant.token = '{}'", token(&gate, 1));
+    for sql in [switch.clone(), format!("BEGIN; SELECT 1\0{switch}")] {
+        for part in sql.split('\0') {
+            let found = code(&mut client, part).await;
+            assert_eq!(found, if part.starts_with("SET") { "0A000" } else { "" }, "{part}");
+        }
+        client.query("ROLLBACK").await;
+    }
+    assert_eq!(code(&mut client, "UPDATE items SET counter = 0").await, "");
+    // The other way round it does.
+    let mut client = acting(&gate, 1).await;
+    assert_eq!(code(&mut client, "UPDATE items SET counter = 1").await, "25006");
+    let own = gate.token(org(1)).sign();
+    assert_eq!(code(&mut client, &format!("SET pgtenant.token = '{own}'")).await, "");
+    assert_eq!(code(&mut client, "UPDATE items SET counter = 0").await, "");
+    assert_eq!(code(&mut client, "RESET pgtenant.token").await, "0A000");
 }
 
 async fn within_a_transaction(gate: &Gate, client: &mut Raw) {

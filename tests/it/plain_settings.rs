@@ -216,6 +216,61 @@ fn install(config: &Written, url: &str, args: &[&str]) -> Ran {
     run(&[&["install", "--database", url, "--role", "app"], args].concat(), Some(config))
 }
 
+/// Ways past the guard that a hostile review found, in both modes, hardened or not.
+#[tokio::test]
+async fn nor_by_what_is_the_proxys_own_or_too_long_to_be_read() {
+    for harden in [false, true] {
+        let database = postgres::shared().database().await;
+        plain(&database).await;
+        let setup = || settings(Gate::with(&database)).pool_size(2);
+        let options: &[&str] = if harden { &["--harden"] } else { &[] };
+        let arguments = [&["install", "--database", &database.url, "--role", "app"][..], options].concat();
+        let done = run(&arguments, Some(&setup().write()));
+        assert_eq!(done.code, 0, "{done:?}");
+        for mode in ["transaction", "session"] {
+            let gate = setup().mode(mode).run().await;
+            let mut client = raw(&gate, 1).await;
+            let foreign = org(2);
+            let hidden = [
+                b"SELECT E'\x83\x5c'; SET app.organization = $$".as_slice(),
+                foreign.as_bytes(),
+                b"$$; SELECT 1 --'\0",
+            ];
+            for opens in [
+                "SELECT pgtenant.put_back('client_encoding', 'SJIS')".to_owned(),
+                format!("EXECUTE pgtenant_bind(0.5, '', '{{\"settings\":{{\"app.organization\":\"{foreign}\"}}}}', 'x')"),
+                format!("EXECUTE pgtenant_settings('app.organization', '{foreign}')"),
+                format!(
+                    "CREATE AGGREGATE pg_temp.a(text, boolean) (sfunc = set_config, stype = text, initcond = 'app.organization'); \
+                     SELECT pg_temp.a('{foreign}', false)"
+                ),
+                "SELECT query_to_xml('select pgtenant.put' || '_back(''client_encoding'', ''SJIS'')', true, false, '')".to_owned(),
+            ] {
+                client.query("BEGIN").await;
+                let opened = client.query(&opens).await.error.map(|error| error.0);
+                assert!(opened.as_deref() != Some("XX000") && (opened.is_some() || !opens.contains("pgtenant_")), "{opens}");
+                client.send(&message(b'Q', &hidden.concat())).await;
+                client.answer().await;
+                let seen = client.query("SELECT DISTINCT body FROM items").await.rows;
+                assert!(seen.is_empty() || seen == [[Some("org-1".to_owned())]], "{mode} {harden} {opens}: {seen:?}");
+                client.query("ROLLBACK").await;
+            }
+            let long = format!("/*{}*/SET app.organization = '{foreign}'", "x".repeat(40_000));
+            client.send(&[parse("", &long), bind(""), execute(), sync()].concat()).await;
+            assert!(client.answer().await.error.is_some(), "{mode}");
+            let by_parameter = parse("", "SELECT set_config($1, $2, false)");
+            let values = b"\0\0\0\0\0\x02\0\0\0\x0fclient_encoding\0\0\0\x04SJIS\0\0";
+            client.send(&[by_parameter, message(b'B', values), execute(), sync()].concat()).await;
+            assert_eq!(client.answer().await.error.unwrap().0, "42501");
+            let typed =
+                message(b'P', b"\0SELECT set_config($1::text, $2, false)\0\0\x02\0\0\0\x11\0\0\0\x19");
+            client.send(&[typed, sync()].concat()).await;
+            assert_eq!(client.answer().await.error.unwrap().0, "42501");
+            assert_eq!(whose(&mut client).await, of(1), "{mode}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn hardening_takes_what_would_get_past_the_guard() {
     for shared in postgres::every_version() {

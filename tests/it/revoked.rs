@@ -141,6 +141,43 @@ async fn a_client_that_sends_without_a_pause_is_stopped() {
     writing.await;
 }
 
+/// What was sent ahead is in PostgreSQL's buffer by then: it begins none of it.
+#[tokio::test]
+async fn what_was_sent_ahead_does_not_begin() {
+    let database = postgres::shared().database().await;
+    for kill in [false, true] {
+        let gate = setup(&database).run().await;
+        let mut client = member(&gate, 1, "mallory", "t-1").await;
+        let queries = [
+            "SELECT pg_advisory_xact_lock(7)",
+            "SELECT pg_sleep(601)",
+            "INSERT INTO items (body) VALUES ('late')",
+        ];
+        let admin = database.admin().await;
+        admin.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+        let queries = queries.map(|sql| message(b'Q', format!("{sql}\0").as_bytes()));
+        client.send(&queries.concat()).await;
+        let runs = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        eventually("it runs", async || (value(&admin, runs).await.unwrap().unwrap() == "1").then_some(()))
+            .await;
+        revoke(&gate, &format!("kill = {kill}\nsubjects = ['mallory']")).await;
+        admin.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+        let (code, said) = client.expect_error().await;
+        let expected = match kill {
+            true => ("57P01", "terminating connection because its token was revoked"),
+            false => ("28000", "token revoked"),
+        };
+        assert_eq!((code.as_str(), said.as_str()), expected);
+        eventually("it runs no more", async || {
+            let theirs = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database()";
+            (value(&admin, theirs).await.unwrap().unwrap() == "0").then_some(())
+        })
+        .await;
+        let late = value(&admin, "SELECT count(*) FROM items WHERE body = 'late'").await;
+        assert_eq!(late.unwrap().unwrap(), "0", "kill = {kill}");
+    }
+}
+
 #[tokio::test]
 async fn a_list_that_cannot_be_read_changes_nothing() {
     let database = postgres::shared().database().await;

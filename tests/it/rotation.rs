@@ -43,7 +43,7 @@ async fn a_key_is_replaced_and_no_query_fails() {
     let (old, new) = (SEAL_KEY.to_owned(), STANDARD.encode([7; 32]));
     let gates = [
         setup(&database, &old, &new).pool_size(2).run().await,
-        setup(&database, &old, &new).pool_size(2).mode("session").run().await,
+        setup(&database, &old, &new).pool_size(3).mode("session").run().await,
     ];
     let (is_over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut clients = Vec::new();
@@ -61,6 +61,11 @@ async fn a_key_is_replaced_and_no_query_fails() {
             }));
         }
     }
+
+    // Nothing of it waits for a transaction that stays open, nor anybody behind it.
+    let mut open = raw(&gates[1], 4).await;
+    open.query("BEGIN").await;
+    assert_eq!(open.query("SELECT count(*) FROM items").await.error, None);
 
     // 1. The database learns the next key; all proxies still seal with the first.
     let before = kids(&database).await;
@@ -98,6 +103,7 @@ async fn a_key_is_replaced_and_no_query_fails() {
     let so_far = done.load(Ordering::Relaxed);
     eventually("more queries", async || (done.load(Ordering::Relaxed) > so_far + 200).then_some(())).await;
     is_over.store(true, Ordering::Relaxed);
+    assert_eq!(open.query("SELECT 1; COMMIT").await.error, None);
     for client in clients {
         client.await.unwrap();
     }

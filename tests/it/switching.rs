@@ -419,7 +419,8 @@ async fn whatever_fails_where_nothing_crosses_over() {
     let storm = async {
         loop {
             let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND usename = 'app'";
+                 WHERE datname = current_database() AND usename = 'app' \
+                 AND backend_start < now() - interval '300 ms'"; // one that is cancelled while it starts never serves
             admin.query(cancel, &[]).await.unwrap();
             tokio::time::sleep(Duration::from_micros(700)).await;
         }

@@ -41,6 +41,19 @@ async fn failed_sign_ins_are_answered_later_each_time() {
     assert_eq!(failures, [1, 2, 3, 4]);
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn memory_is_kept_private() {
+    use std::os::unix::fs::MetadataExt;
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gate.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"]);
+    // What cannot be dumped belongs to root, whoever runs it.
+    assert_eq!(std::fs::metadata(format!("/proc/{}/environ", gate.pid())).unwrap().uid(), 0);
+}
+
 #[tokio::test]
 async fn every_refusal_leaves_one_line() {
     let database = postgres::shared().database().await;

@@ -14,6 +14,8 @@
 --     pg_catalog only, and a schema or a role of this name that somebody else prepared is refused, not adopted.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+-- Rather not installed than that everybody waits behind it.
+SET LOCAL lock_timeout = '5s';
 
 DO $$
 BEGIN
@@ -84,7 +86,6 @@ CREATE TABLE IF NOT EXISTS pgtenant.seal_keys (
     outer_pad bytea NOT NULL CHECK (pg_catalog.octet_length(outer_pad) = 64),
     installed timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
-ALTER TABLE pgtenant.seal_keys OWNER TO pgtenant_owner;
 REVOKE ALL ON pgtenant.seal_keys FROM PUBLIC;
 COMMENT ON TABLE pgtenant.seal_keys IS 'Keys that check seals. Readable by the check alone; the newest row is not special.';
 
@@ -93,16 +94,28 @@ CREATE TABLE IF NOT EXISTS pgtenant.interface (
     version  integer NOT NULL,
     id_type  text NOT NULL
 );
-ALTER TABLE pgtenant.interface OWNER TO pgtenant_owner;
 REVOKE ALL ON pgtenant.interface FROM PUBLIC;
 COMMENT ON TABLE pgtenant.interface IS 'Which version of this interface is installed, and the type of tenant ids.';
 
 CREATE TABLE IF NOT EXISTS pgtenant.context_settings (
     name text PRIMARY KEY CHECK (name ~ '^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)+$')
 );
-ALTER TABLE pgtenant.context_settings OWNER TO pgtenant_owner;
 REVOKE ALL ON pgtenant.context_settings FROM PUBLIC;
 COMMENT ON TABLE pgtenant.context_settings IS 'Settings that are bound with a context ([context.settings]); put_back() refuses them.';
+
+-- Only where it changes something: it waits for every transaction that has asked for its context, and all others behind it.
+DO $$
+DECLARE
+    found regclass;
+BEGIN
+    FOR found IN SELECT oid FROM pg_class
+        WHERE oid IN ('pgtenant.seal_keys'::regclass, 'pgtenant.interface'::regclass, 'pgtenant.context_settings'::regclass)
+            AND relowner <> 'pgtenant_owner'::regrole
+    LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO pgtenant_owner', found);
+    END LOOP;
+END
+$$;
 
 -- Whose rows: the organization of the current context. Raises 42501 without one.
 CREATE OR REPLACE FUNCTION pgtenant.organization_id() RETURNS {id_type}
@@ -262,6 +275,17 @@ BEGIN
         OR EXISTS (SELECT FROM pgtenant.context_settings AS c WHERE c.name = lowered)
     THEN
         RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('setting "%s" belongs to the tenant context', put_back.name),
+            HINT = 'Only pgtenant can set the tenant context; connect through it.';
+    END IF;
+    -- In these a byte of a character may look like a backslash, and texts are not what the proxy reads. What makes
+    -- transactions read-only stays, as long as the seal says so.
+    IF lowered = 'client_encoding' AND regexp_replace(lower(put_back.value COLLATE "C"), '[^a-z0-9]', '', 'g') IN ('sjis', 'shiftjis',
+            'mskanji', 'win932', 'windows932', 'shiftjis2004', 'big5', 'win950', 'windows950', 'gbk', 'win936', 'windows936', 'uhc',
+            'win949', 'windows949', 'gb18030', 'johab')
+        OR lowered IN ('transaction_read_only', 'default_transaction_read_only') AND put_back.value <> 'on'
+            AND split_part(current_setting('pgtenant.seal', true), E'\n', 2) = 'v1-read-only'
+    THEN
+        RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('setting "%s" cannot be put back to this', put_back.name),
             HINT = 'Only pgtenant can set the tenant context; connect through it.';
     END IF;
     RETURN set_config(put_back.name, put_back.value, false);

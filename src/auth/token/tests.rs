@@ -414,6 +414,8 @@ fn the_subject_is_plain_text() {
         refused(&with_claim(key, "sub", Some(strange)), TokenError::Malformed("sub is no text"));
     }
     refused(&with_claim(key, "sub", Some(json!(["ann"]))), WRONG_TYPE);
+    refused(&with_claim(key, "jti", Some(json!(123))), TokenError::Malformed("jti is no text"));
+    accepted(&with_claim(key, "jti", Some(json!("123"))));
     refused(&with_claim(key, "sub", Some(json!("a\0b"))), NOT_JSON);
     for control in ["a\nb", "a\u{7f}", "a\u{9b}b"] {
         refused(

@@ -11,7 +11,10 @@ use crate::tenancy::settings::Settings;
 impl BoundServer {
     /// Whether a client that keeps it needs it bound anew: the seal lapses, or a RESET took what was bound.
     pub fn needs_binding(&self, now: SystemTime) -> bool {
-        self.state.has_reset || self.lapse.is_some_and(|lapse| !lapse.is_fresh(now))
+        // What makes transactions read-only is put back each time, whatever the last one did to it.
+        self.state.has_reset
+            || self.state.is_read_only
+            || self.lapse.is_some_and(|lapse| !lapse.is_fresh(now))
     }
 
     /// Whether its transactions are read-only because of a context that it was under.

@@ -118,7 +118,9 @@ impl Relay {
         if asked.is_simple {
             self.batch_over(false);
         }
-        let held = match self.client.desk.judge(&asked.value) {
+        let judged = self.client.desk.judge(&asked.value);
+        let judged = judged.and_then(|held| held.suits(self.pool.mode(), self.terms.is_read_only()));
+        let held = match judged {
             Ok(held) => held,
             Err(denied) => {
                 if denied.is_refused {

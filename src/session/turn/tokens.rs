@@ -12,13 +12,30 @@ use crate::wire::speak;
 const MAX_SWITCHES: usize = 64;
 
 impl Turn<'_> {
+    /// Who sends without a pause begins one transaction after another.
+    ///
+    /// # Errors
+    /// None may begin any more, and one does.
+    pub(super) fn goes_on(&mut self) -> Result<(), Report> {
+        let Some(passing) = self.client.desk.passing(&self.under) else { return Ok(()) };
+        // What was sent ahead is at the server by now, and cannot be taken back.
+        if let Some(report) = passing.filter(|_| !self.server.ledger().is_in_transaction()) {
+            return Err(report);
+        }
+        self.client.requests.ends_turn();
+        Ok(())
+    }
+
     /// Puts the server under what a token command asks for, from this message on: as part of the client's transaction, so
     /// that it is undone where PostgreSQL undoes what stands around it.
     ///
     /// # Errors
     /// There is no key to seal with, or the transaction switches too often.
     pub(super) fn switch_token(&mut self, asked: &Asked) -> Result<(), Report> {
-        let held = match self.client.desk.judge(&asked.value) {
+        let judged = self.client.desk.judge(&asked.value);
+        let is_read_only = self.client.requests.is_under_read_only();
+        let judged = judged.and_then(|held| held.suits(self.pool.mode(), is_read_only));
+        let held = match judged {
             Ok(held) => held,
             Err(denied) => {
                 self.deny(asked, &denied);

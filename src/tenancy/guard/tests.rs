@@ -110,6 +110,46 @@ fn everything_else_passes() {
     }
 }
 
+/// A tenant would shut all others out by it: the role is everybody's.
+#[test]
+fn what_all_organizations_share_is_not_altered() {
+    let plain = Guard::new(&[]);
+    for sql in [
+        "ALTER ROLE app PASSWORD 'x'",
+        "SELECT 1; alter/**/user CURRENT_USER SET search_path = nowhere",
+        "ALTER ROLE ALL IN DATABASE app RESET ALL",
+        "ALTER DATABASE app SET default_transaction_read_only = on",
+    ] {
+        assert_eq!(plain.check(sql.as_bytes(), true, Under::default()), Err(Breach::Shared), "{sql}");
+        assert_eq!(check(sql), Err(Breach::Shared), "{sql}");
+    }
+    assert_eq!(check("DO $$ BEGIN ALTER ROLE app SET work_mem = 64; END $$"), Err(Breach::Shared));
+    assert_eq!(check("DO $$ BEGIN EXECUTE 'ALTER USER app PASSWORD ''x'''; END $$"), Err(Breach::Shared));
+    for sql in
+        ["ALTER TABLE role ADD x int", "ALTER USER MAPPING FOR app SERVER s", "SELECT alter, role FROM t"]
+    {
+        assert!(check(sql).is_ok(), "{sql}");
+    }
+}
+
+#[test]
+fn what_is_the_proxys_own_is_not_called() {
+    for sql in [
+        "SELECT pgtenant.put_back('client_encoding', 'SJIS')",
+        "SET search_path = pgtenant; SELECT \"put_back\"('client_encoding', 'SJIS')",
+        "SELECT U&\"put\\005fback\"('client_encoding', 'SJIS')",
+        "EXECUTE pgtenant_bind(0.5, '', '{}', 'x')",
+        "EXECUTE \"pgtenant_settings\"('app.organization', 'x')",
+        "CREATE AGGREGATE pg_temp.a(text, boolean) (sfunc = set_config, stype = text, initcond = 'app.organization')",
+        "CREATE OPERATOR ## (function = pg_catalog.set_config)",
+    ] {
+        assert!(check(sql).is_err(), "{sql}");
+    }
+    assert!(check("SELECT pgtenant.organization_id(), pgtenant.context()").is_ok());
+    assert_eq!(guard().check_bound(b"client_encoding", false), Some(Breach::Computed));
+    assert_eq!(Guard::new(&[]).check_bound(b"client_encoding", false), None);
+}
+
 /// Found by fuzzing: PostgreSQL takes the blanks off a constant of type character where it becomes text.
 #[test]
 fn blanks_behind_a_name_do_not_hide_it() {
@@ -172,8 +212,11 @@ fn nothing_makes_a_transaction_write_under_who_acts_for_somebody() {
         assert!(check(sql, false).is_err(), "{sql}");
     }
     for sql in
-        ["BEGIN READ ONLY", "SELECT read, write FROM t", "DISCARD ALL", "RESET ALL;", "SELECT 'read write'"]
+        ["RESET ALL", "RESET ALL;", "EXECUTE pgtenant_settings('default_transaction_read_only', 'off')"]
     {
+        assert!(check(sql, false).is_err(), "{sql}");
+    }
+    for sql in ["BEGIN READ ONLY", "SELECT read, write FROM t", "DISCARD ALL", "SELECT 'read write'"] {
         assert!(check(sql, false).is_ok(), "{sql}");
     }
     assert!(check("RESET ALL", true).is_err() && check("SELECT set_config($1, 'x', true)", true).is_ok());

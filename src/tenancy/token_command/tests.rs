@@ -99,3 +99,15 @@ fn a_token_is_never_printed() {
     let printed = format!("{:?}", read(b"SET pgtenant.token = 'a.b.c'", true));
     assert!(!printed.contains("a.b.c") && printed.contains("<token>"), "{printed}");
 }
+
+/// Each is looked into as far as a name is long, or a few words: texts of one word a thousand times take no longer for it.
+#[test]
+fn what_is_too_long_to_be_told_may_be_it() {
+    let long = |count: usize| {
+        format!("SELECT 1, set_config({}'pgtenant' || '.token', 'x', false)", "(a + b) + ".repeat(count))
+    };
+    assert!(read(long(1).as_bytes(), true).is_none());
+    assert!(matches!(read(long(40).as_bytes(), true), Some(Err(Misplaced::Form))));
+    let many = "SELECT ".to_owned() + &"set_config(a, 'pgtenant.token') , ".repeat(20_000);
+    assert!(read(many.as_bytes(), true).is_none_or(|read| read.is_err()));
+}
