@@ -41,7 +41,7 @@ pub enum Only {
 
 /// One thing that somebody does. Of the kinds exactly one is there. In texts, `{setting}` is what names the context (also
 /// `{class}.{member}`, and `{unicode}` and `{escaped}`, the same as a name and as a constant), `{forged}` a value of it that claims to be the victim's, `{victim}` and `{own}` are ids of organizations, `{token}` is a
-/// good token of one's own, `{expired}` an expired one, `{foreign}` one for the victim's organization by an unknown key.
+/// good token of one's own, `{expired}` an expired one, `{foreign}` one for the victim's organization by an unknown key; more of them are in `forged.rs`.
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Step {

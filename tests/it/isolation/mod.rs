@@ -5,6 +5,7 @@
 mod actor;
 mod crowd;
 mod data;
+mod forged;
 mod report;
 mod stage;
 

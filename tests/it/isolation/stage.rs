@@ -5,8 +5,8 @@ use tokio_postgres::Client;
 
 use super::actor::{Actor, Outcome, cancels};
 use super::data::{Class, Only, Sequence, Step};
+use super::forged::tokens;
 use crate::harness::gate::Gate;
-use crate::harness::issuer::Issuer;
 use crate::harness::org;
 use crate::harness::postgres::{Database, Shared, password_of, random_name};
 use crate::seal::Seal;
@@ -358,19 +358,7 @@ fn fill(target: &Target, text: &str, forged: &str) -> String {
         .replace("{victim}", &org(VICTIM))
         .replace("{own}", &org(MALLORY));
     if let Some(gate) = target.gate.as_ref().filter(|_| text.contains('{')) {
-        let of = |n: u32| gate.token(org(n));
-        for (name, token) in [
-            ("{token}", of(MALLORY).sign()),
-            ("{expired}", of(MALLORY).expires_in(-600).sign()),
-            ("{early}", of(MALLORY).claim("nbf", crate::harness::issuer::now() + 600).sign()),
-            ("{foreign}", Issuer::es256().token(org(VICTIM)).sign()),
-            ("{nobody}", of(MALLORY).without("org_id").sign()),
-            ("{audience}", of(VICTIM).claim("aud", "others").sign()),
-            ("{issuer}", of(VICTIM).claim("iss", "https://evil.example/").sign()),
-            ("{edited}", edited(&of(MALLORY).sign())),
-            ("{none}", unsigned(&of(VICTIM).sign())),
-            ("{long}", "x".repeat(40_000)),
-        ] {
+        for (name, token) in tokens(gate, &org(MALLORY), &org(VICTIM)) {
             text = text.replace(name, &token);
         }
     }
@@ -387,29 +375,6 @@ fn in_code_points(name: &str) -> String {
 fn in_escapes(name: &str) -> String {
     let (first, second) = (name.as_bytes()[0], name.as_bytes()[1]);
     format!("E'\\x{first:02x}\\u{:04x}{}'", u32::from(second), &name[2..])
-}
-
-/// Another organization in the claims, under the old signature.
-fn edited(token: &str) -> String {
-    let parts: Vec<_> = token.split('.').collect();
-    let claims = decode(parts[1]).replace(&org(MALLORY), &org(VICTIM));
-    format!("{}.{}.{}", parts[0], encode(&claims), parts[2])
-}
-
-/// `alg: none`.
-fn unsigned(token: &str) -> String {
-    let parts: Vec<_> = token.split('.').collect();
-    format!("{}.{}.", encode(r#"{"alg":"none"}"#), parts[1])
-}
-
-fn decode(part: &str) -> String {
-    use base64::Engine as _;
-    String::from_utf8(base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
-}
-
-fn encode(text: &str) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text)
 }
 
 /// One row of each organization, and what a schema has around it.
