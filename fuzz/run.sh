@@ -8,8 +8,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly SANITIZER=(--sanitizer none)
 host=$(rustc -vV | sed -n 's/^host: //p')
 readonly built="${CARGO_TARGET_DIR:-fuzz/target}/$host/release"
-# What is found on the way; kept for the next run, and out of git.
-readonly found="${CARGO_TARGET_DIR:-fuzz/target}/corpus"
+# What is found on the way: kept for the next run, and out of git; but where a run is to be repeated, each begins alike.
+if [ -n "${FUZZ_SEED:-}" ]; then
+    found=${FUZZ_FOUND:-$(mktemp -d)}
+    [ -n "${FUZZ_FOUND:-}" ] || trap 'rm -rf "$found"' EXIT
+    export FUZZ_FOUND=$found
+else
+    found="${CARGO_TARGET_DIR:-fuzz/target}/corpus"
+fi
+readonly found
 
 # The last number behind this word in a log.
 last() { # word, log

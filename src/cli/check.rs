@@ -5,7 +5,7 @@ mod tier;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -165,7 +165,8 @@ async fn ask(database: &Database, role: &Role) -> Result<Vec<String>, String> {
     let dialer = Dialer::new(server, tls, &database.dbname, &role.name, password);
     let dialled = dialer.dial().await.map_err(|e| e.to_string())?;
     let place = Place::new(|_| {});
-    let server = CleanServer::prepare(dialled, Shard(0), place, MAX_AGE, Binder::default()).await;
+    let server =
+        CleanServer::prepare(dialled, Shard(0), place, (Instant::now(), MAX_AGE), Binder::default()).await;
     let server = server.map_err(|e| e.to_string())?;
     server.ask(posture::QUESTION).await.map_err(|e| e.to_string())
 }

@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     let served = runtime.block_on(async {
         let stop = stop_signal()?;
-        Proxy::bind(&config).await?.run(stop).await
+        Proxy::bind(&config).await?.reloaded_from(&args.file.config).run(stop).await
     });
     match served {
         Ok(()) => ExitCode::from(DONE),

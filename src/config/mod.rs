@@ -128,7 +128,7 @@ pub enum SslMode {
 }
 
 /// A database as clients see it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Database {
     /// The name that clients ask for.
     pub name: String,
@@ -155,7 +155,7 @@ pub enum PoolMode {
 }
 
 /// Bounds of one pool: the servers of one database and one role.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolLimits {
     /// Server connections at most.
     pub size: usize,
@@ -195,16 +195,30 @@ impl Limits {
 pub struct OrganizationLimits {
     /// Its share of a crowded pool's server time, beside the others'.
     pub weight: u32,
+    /// Its clients, of all databases, at most; 0 is any number.
+    pub max_clients: u64,
+    /// Queries (ReadyForQuery) per second, with a second's worth at once; 0 is any number.
+    pub queries_per_second: u64,
+    /// How long one of its transactions may have a server; zero is as long as it takes.
+    pub transaction_time: Duration,
+    /// How long a server may wait for its client within a transaction; zero is as long as it takes.
+    pub idle_in_transaction_time: Duration,
 }
 
 impl Default for OrganizationLimits {
     fn default() -> Self {
-        Self { weight: 1 }
+        Self {
+            weight: 1,
+            max_clients: 0,
+            queries_per_second: 0,
+            transaction_time: Duration::ZERO,
+            idle_in_transaction_time: Duration::ZERO,
+        }
     }
 }
 
 /// A user that clients may name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Role {
     /// Its name, here and on the server.
     pub name: String,
@@ -232,7 +246,7 @@ pub enum Tenancy {
 }
 
 /// Accepted token issuers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Jwt {
     /// At least one when a role signs in by token.
     pub issuers: Vec<Issuer>,
@@ -241,7 +255,7 @@ pub struct Jwt {
 }
 
 /// One issuer and its keys (RFC 7519 `iss`, `aud`).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Issuer {
     /// Exact value of `iss`.
     pub issuer: String,
@@ -256,7 +270,7 @@ pub struct Issuer {
 }
 
 /// Where an issuer's verification keys come from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum KeySource {
     /// A shared secret for HS256, at least 32 bytes (RFC 7518 section 3.2).
     Secret(Secret),
@@ -294,7 +308,7 @@ impl std::fmt::Display for JwksUrl {
 }
 
 /// Paths of claims; dots descend into objects.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ClaimPaths {
     /// Required in every token of a tenant-scoped role.
     pub organization: String,
@@ -307,7 +321,7 @@ pub struct ClaimPaths {
 }
 
 /// How the context reaches the database.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Context {
     /// Type of organization and project ids.
     pub id_type: IdType,

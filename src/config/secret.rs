@@ -1,5 +1,6 @@
 //! Secrets: held in memory that is wiped, printed never.
 
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// A password, token secret or key.
@@ -20,6 +21,13 @@ impl Secret {
     /// The bytes as text, if they are UTF-8.
     pub fn expose_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
+    }
+}
+
+/// In constant time.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
     }
 }
 

@@ -75,7 +75,6 @@ fn all_mistakes_come_at_once_each_with_its_key_and_line() {
 fn what_is_not_built_is_named_and_never_ignored() {
     for (section, line, key) in [
         ("[admin.operators]", "ops = { password = { env = \"X\" } }", "admin.operators"),
-        ("[limits]", "queries_per_second = 0", "limits.queries_per_second"),
         ("[budget]", "objective = 0.999", "budget.objective"),
         ("[budget]", "slow_log = true", "budget.slow_log"),
     ] {
@@ -95,11 +94,28 @@ fn organizations_have_weights_by_their_ids() {
     let config = read(&format!("[limits.organization.\"{id}\"]\nweight = 4\n")).unwrap();
     let weights = [&id.to_lowercase(), "another"].map(|id| config.limits.of(id).weight);
     assert_eq!(weights, [4, 2]);
+    let more = read(&format!(
+        "max_clients = 7\ntransaction_time = \"5s\"\n[limits.organization.\"{id}\"]\nmax_clients = 0\n"
+    ));
+    let limits = more.unwrap().limits;
+    assert_eq!(
+        [limits.of(&id.to_lowercase()), limits.of("x")].map(|of| (of.weight, of.max_clients)),
+        [(2, 0), (2, 7)]
+    );
+    assert_eq!(limits.of(&id.to_lowercase()).transaction_time, std::time::Duration::from_secs(5));
     assert_eq!(config.databases["app"].pool.per_organization, config.databases["app"].pool.size);
     let said = refused(&format!("{SMALL}[limits.organization.acme]\nweight = 4\n"));
     assert!(said.contains("limits.organization.acme: is no organization's id"), "{said}");
-    let said = refused(&format!("{SMALL}[limits]\nweight = 0\n"));
-    assert!(said.contains("limits.weight: "), "{said}");
+    for (line, key) in [
+        ("weight = 0", "limits.weight: "),
+        ("max_clients = -1", "limits.max_clients: "),
+        ("queries_per_second = 2000000", "limits.queries_per_second: "),
+        ("transaction_time = 5", "limits.transaction_time: "),
+        ("idle_in_transaction_time = \"8d\"", "limits.idle_in_transaction_time: "),
+    ] {
+        let said = refused(&format!("{SMALL}[limits]\n{line}\n"));
+        assert!(said.contains(key), "{said}");
+    }
 }
 
 #[test]

@@ -111,6 +111,12 @@ impl Dialer {
         Self { server, tls, dbname: dbname.to_owned(), role: role.to_owned(), password }
     }
 
+    /// Whether it leads to the same place, by the same right.
+    pub fn leads_as(&self, other: &Self) -> bool {
+        (&self.server, &self.dbname, &self.role, &self.password)
+            == (&other.server, &other.dbname, &other.role, &other.password)
+    }
+
     /// The server's address, for messages.
     pub fn address(&self) -> String {
         match self.server.socket_directory() {
@@ -214,7 +220,7 @@ impl Dialer {
         let Server { host, port, .. } = &*self.server;
         match self.server.socket_directory() {
             Some(directory) => Ok(Socket::unix(UnixStream::connect(socket_path(directory, *port)).await?)),
-            None => Socket::tcp(TcpStream::connect((host.as_str(), *port)).await?),
+            None => Socket::to_server(TcpStream::connect((host.as_str(), *port)).await?),
         }
     }
 

@@ -24,8 +24,8 @@ const BACKLOG: u32 = 1024;
 pub enum Listener {
     /// An address and port.
     Tcp(TcpListener),
-    /// A socket in the file system, removed with the value.
-    Unix(UnixListener, SocketFile),
+    /// A socket in the file system, removed with the value, unless somebody else made it.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// Who connected.
@@ -100,7 +100,25 @@ impl Listener {
             bound => bound?,
         };
         std::fs::set_permissions(&path, Permissions::from_mode(SOCKET_MODE))?;
-        Ok(Self::Unix(listener, SocketFile::of(path)?))
+        Ok(Self::Unix(listener, Some(SocketFile::of(path)?)))
+    }
+
+    /// One that a service manager passed on, which keeps it through our restart: nobody is refused meanwhile.
+    ///
+    /// # Errors
+    /// The reactor does not take it.
+    pub fn passed_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Tcp(TcpListener::from_std(listener)?))
+    }
+
+    /// The same of a Unix socket.
+    ///
+    /// # Errors
+    /// The reactor does not take it.
+    pub fn passed_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::Unix(UnixListener::from_std(listener)?, None))
     }
 
     /// The port, if it has one.
@@ -136,7 +154,12 @@ impl fmt::Display for Listener {
                 Ok(address) => address.fmt(f),
                 Err(error) => error.fmt(f),
             },
-            Self::Unix(_, file) => file.path.display().fmt(f),
+            Self::Unix(_, Some(file)) => file.path.display().fmt(f),
+            Self::Unix(listener, None) => {
+                let address = listener.local_addr().ok();
+                let path = address.as_ref().and_then(|address| address.as_pathname());
+                path.unwrap_or(Path::new("a Unix socket")).display().fmt(f)
+            }
         }
     }
 }

@@ -13,6 +13,10 @@ use tokio_rustls::TlsStream;
 
 use super::end_point::end_point;
 
+/// How long what was sent to a server may stay unacknowledged by its machine.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
 /// A TCP or Unix socket that can move between the threads' reactors, also from below a TLS session.
 #[derive(Debug)]
 pub struct Socket(Option<Kind>);
@@ -43,6 +47,17 @@ impl Socket {
             TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok(Self(Some(Kind::Tcp(stream))))
+    }
+
+    /// The same of one to a server, which acknowledges what it is sent, or is gone: its machine may have vanished without a
+    /// word (tcp(7), `TCP_USER_TIMEOUT`).
+    ///
+    /// # Errors
+    /// The socket refuses an option, which means that it is closed already.
+    pub fn to_server(stream: TcpStream) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+        Self::tcp(stream)
     }
 
     /// Takes a connected Unix socket: the system itself tells when the peer is gone.

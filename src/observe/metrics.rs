@@ -46,6 +46,11 @@ fn describe() {
     describe_gauge!("pgtenant_clients", "Connected clients by state: active (on a server), waiting, idle.");
     describe_gauge!("pgtenant_servers", "Server connections by state: active, idle.");
     describe_gauge!("pgtenant_waiting_clients", "Clients that wait for a server.");
+    describe_gauge!("pgtenant_oldest_wait_seconds", "How long the first of them has waited.");
+    describe_counter!(
+        "pgtenant_shed_queries_total",
+        "Queries refused at once, because no server would have come free within wait_timeout."
+    );
     describe_gauge!("pgtenant_pool_size", "Server connections that the database's pools may open.");
     describe_counter!(
         "pgtenant_binds_total",
@@ -88,6 +93,8 @@ pub struct DatabaseMetrics {
     pub bind_failures: Counter,
     /// Seals that the database refused.
     pub seal_refusals: Counter,
+    /// Queries that would have waited longer than they may.
+    pub shed: Counter,
     connected: AtomicUsize,
     clients_active: Gauge,
     clients_waiting: Gauge,
@@ -95,6 +102,7 @@ pub struct DatabaseMetrics {
     servers_active: Gauge,
     servers_idle: Gauge,
     waiting: Gauge,
+    oldest: Gauge,
     pool_size: Gauge,
     budget: Duration,
     name: String,
@@ -118,6 +126,8 @@ pub struct Stock {
     pub idle: usize,
     /// Clients in line.
     pub waiting: usize,
+    /// How long the first of them has waited.
+    pub oldest: Duration,
     /// Sum of the pools' sizes.
     pub size: usize,
 }
@@ -159,6 +169,7 @@ impl DatabaseMetrics {
             switched: bind("switched"),
             bind_failures: counter!("pgtenant_bind_failures_total", "database" => db()),
             seal_refusals: counter!("pgtenant_seal_refusals_total", "database" => db()),
+            shed: counter!("pgtenant_shed_queries_total", "database" => db()),
             connected: AtomicUsize::new(0),
             clients_active: clients("active"),
             clients_waiting: clients("waiting"),
@@ -166,6 +177,7 @@ impl DatabaseMetrics {
             servers_active: servers("active"),
             servers_idle: servers("idle"),
             waiting: gauge!("pgtenant_waiting_clients", "database" => db()),
+            oldest: gauge!("pgtenant_oldest_wait_seconds", "database" => db()),
             pool_size: gauge!("pgtenant_pool_size", "database" => db()),
             budget,
             name: database.to_owned(),
@@ -204,6 +216,7 @@ impl DatabaseMetrics {
         self.servers_active.set(stock.active as f64);
         self.servers_idle.set(stock.idle as f64);
         self.waiting.set(stock.waiting as f64);
+        self.oldest.set(stock.oldest.as_secs_f64());
         self.pool_size.set(stock.size as f64);
     }
 

@@ -5,10 +5,12 @@ use std::future::pending;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use lru::LruCache;
 
+use super::change::PAUSED;
 use super::queue::{Queue, Turn, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
 use super::statement::Registry;
@@ -32,14 +34,14 @@ pub struct PoolSettings {
     pub database: String,
     /// The role on the server.
     pub role: String,
-    /// How to open a server.
-    pub dialer: Dialer,
+    /// How to open a server; that may change.
+    pub dialer: ArcSwap<Dialer>,
     /// How long a client keeps its server.
     pub mode: PoolMode,
-    /// Its bounds.
-    pub limits: PoolLimits,
+    /// Its bounds; they may change.
+    pub limits: ArcSwap<PoolLimits>,
     /// Rights of its organizations.
-    pub organizations: Arc<Limits>,
+    pub organizations: Arc<ArcSwap<Limits>>,
     /// Makes the seals, with the key that is in its file now; none where no key is configured, and then no context can be
     /// bound.
     pub sealer: Option<Arc<Watched<Sealer, SealKeyError>>>,
@@ -75,6 +77,10 @@ pub(super) struct State {
     pub(super) trouble: Option<DialError>,
     /// How many clean servers were missed lately: as many are cleaned ahead of the next ones who want them.
     pub(super) clean_wanted: usize,
+    /// No transaction begins.
+    pub(super) is_paused: bool,
+    /// Servers that were opened before are closed when they come back: they lead where nobody is to go any more.
+    pub(super) reconnects: Option<Instant>,
     /// No more servers are opened: the process ends.
     pub(super) is_closing: bool,
 }
@@ -90,6 +96,8 @@ pub struct PoolCount {
     pub waiting: usize,
     /// The bound.
     pub size: usize,
+    /// How long the first of those in line has waited.
+    pub oldest: Duration,
 }
 
 impl Pool {
@@ -125,11 +133,17 @@ impl Pool {
         &self.settings.metrics
     }
 
+    /// The same, to be shared with another role's pool.
+    pub fn shared_metrics(&self) -> Arc<DatabaseMetrics> {
+        self.settings.metrics.clone()
+    }
+
     /// Its numbers now.
     pub fn count(&self) -> PoolCount {
         let mut state = self.lock();
         let (open, idle, waiting) = (state.open, state.idle.len(), state.waiting.len());
-        PoolCount { open, idle, waiting, size: self.settings.limits.size }
+        let oldest = state.waiting.oldest();
+        PoolCount { open, idle, waiting, size: self.limits().size, oldest }
     }
 
     /// Why it cannot serve, if the last attempt to open a server failed and none is open.
@@ -355,9 +369,17 @@ impl Pool {
         mut turn: Turn,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<Idle, Unserved> {
+        let in_time = async {
+            loop {
+                match tokio::time::timeout(self.limits().wait_timeout, &mut turn).await {
+                    Err(_) if self.is_paused() => tokio::time::sleep(PAUSED).await,
+                    waited => return waited,
+                }
+            }
+        };
         let unserved = tokio::select! {
             biased;
-            waited = tokio::time::timeout(self.settings.limits.wait_timeout, &mut turn) => match waited {
+            waited = in_time => match waited {
                 Ok(Ok(outcome)) => return Ok(outcome?),
                 Ok(Err(_)) => {
                     return Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down").into());
@@ -376,7 +398,7 @@ impl Pool {
 
     fn waited_too_long(&self) -> Report {
         let (count, trouble) = (self.count(), self.trouble());
-        let limit = self.settings.limits.wait_timeout;
+        let limit = self.limits().wait_timeout;
         if let Some(trouble) = trouble {
             return refused(&trouble)
                 .hint(format!("No server could be opened within wait_timeout ({limit:?})."));
@@ -397,8 +419,13 @@ impl Pool {
     }
 
     /// Cancels what a server runs, for a client that asked or is gone.
-    pub fn dialer(&self) -> &Dialer {
-        &self.settings.dialer
+    pub fn dialer(&self) -> Arc<Dialer> {
+        self.settings.dialer.load_full()
+    }
+
+    /// Its bounds now.
+    pub(super) fn limits(&self) -> PoolLimits {
+        **self.settings.limits.load()
     }
 
     pub(super) fn name(&self) -> String {

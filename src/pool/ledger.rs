@@ -9,12 +9,14 @@ use std::sync::Arc;
 use super::due::{Deallocated, Due, Said, Skipped, Special, Unnamed};
 use super::statement::Statement;
 use super::switch::Switch;
+use crate::tenancy::stakes::Stake;
 use crate::tenancy::text::Deallocates;
 use crate::wire::tag;
 use crate::wire::violation::Violation;
 
 mod quiet;
 mod results;
+mod staked;
 
 /// What an answer means for who sees it.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -69,6 +71,8 @@ pub struct Ledger {
     switch: Switch,
     /// Something other than inert texts was sent since the last cleaning.
     is_loud: bool,
+    /// What may have been committed of what is outstanding.
+    stake: Stake,
 }
 
 impl Default for Ledger {
@@ -90,6 +94,7 @@ impl Default for Ledger {
             strays: 0,
             switch: Switch::No,
             is_loud: false,
+            stake: Stake::Nothing,
         }
     }
 }
@@ -286,6 +291,9 @@ impl Ledger {
             _ => return Err(Violation::Malformed(tag::READY_FOR_QUERY)),
         };
         self.pop();
+        if self.due.is_empty() {
+            self.stake = Stake::Nothing;
+        }
         self.switch.answered();
         self.open_batch = self.due.iter().any(Due::opens_batch);
         self.has_executed = self.due.iter().any(|due| matches!(due, Due::Query(_) | Due::Execute(_)));

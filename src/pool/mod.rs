@@ -4,6 +4,7 @@
 //! [`shelf`] and [`shares`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
+mod change;
 pub mod due;
 pub mod holder;
 mod inquiry;
@@ -11,6 +12,7 @@ mod kept;
 mod lease;
 mod lease_state;
 pub mod ledger;
+mod pace;
 mod queue;
 mod returned;
 pub mod server;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::holder::Holder;
+use super::pace::Pace;
 use super::server::{Idle, Resting as _, Shard, TermsDigest};
 use super::shares::{Nanos, Share, Shares};
 use crate::wire::report::Report;
@@ -67,6 +68,7 @@ struct Line {
     projects: HashMap<Flow, VecDeque<Waiting>>,
     /// Whose turn it is: projects that have somebody waiting.
     turns: VecDeque<Flow>,
+    pace: Pace,
 }
 
 /// Somebody in a line.
@@ -76,6 +78,7 @@ struct Waiting {
     wants: (TermsDigest, Shard),
     /// Later ones were served first this often.
     passed_over: usize,
+    since: Nanos,
 }
 
 impl Default for Queue {
@@ -90,13 +93,37 @@ impl Queue {
         let (hand, turn) = oneshot::channel();
         let now = self.nanos(Instant::now());
         self.shares.waits(&who.flow, who.share, now);
-        let line = self.lines.entry(who.flow).or_default();
+        let line = self.lines.entry(who.flow);
+        let line = line.or_insert_with(|| Line { pace: Pace::starts(now), ..Line::default() });
         let project = line.projects.entry(who.project).or_insert_with(|| {
             line.turns.push_back(who.project);
             VecDeque::new()
         });
-        project.push_back(Waiting { hand, wants: (who.terms, who.shard), passed_over: 0 });
+        project.push_back(Waiting { hand, wants: (who.terms, who.shard), passed_over: 0, since: now });
         turn
+    }
+
+    /// How long one would have to wait that joins now, if that can be told, and behind how many.
+    pub(super) fn expects(&self, who: &Wants) -> Option<(Duration, usize)> {
+        let line = self.lines.get(&who.flow)?;
+        let ahead = line.projects.values().map(VecDeque::len).sum();
+        let expected = line.pace.expects(ahead, self.nanos(Instant::now()))?;
+        Some((Duration::from_nanos(expected), ahead))
+    }
+
+    /// The turn of one that is told at once that there is none.
+    pub(super) fn refused(report: Report) -> Turn {
+        let (hand, turn) = oneshot::channel();
+        let _ = hand.send(Err(report)); // whose other end is here
+        turn
+    }
+
+    /// How long the first of all who wait has waited.
+    pub(super) fn oldest(&self) -> Duration {
+        let waiting = self.lines.values().flat_map(|line| line.projects.values().flatten());
+        let first = waiting.filter(|waiting| !waiting.hand.is_closed()).map(|waiting| waiting.since).min();
+        let age = first.map_or(0, |since| self.nanos(Instant::now()).saturating_sub(since));
+        Duration::from_nanos(age)
     }
 
     /// Whether it may hold one more server.
@@ -169,6 +196,7 @@ impl Queue {
                 line.turns.push_back(project);
             }
             if found.is_some() {
+                line.pace.hands(now);
                 return found;
             }
         }

@@ -17,7 +17,7 @@ impl Pool {
     }
 
     pub(super) fn put_back(self: &Arc<Self>, server: Idle) {
-        if Instant::now() >= server.retires() {
+        if self.is_done_with(&server) {
             return server.close(); // another is opened if somebody waits
         }
         let mut server = match server {

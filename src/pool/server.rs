@@ -46,6 +46,7 @@ mod rebound;
 mod unproven;
 mod used;
 
+pub use chance::jittered;
 use chance::{nonce, seed, spread};
 pub use idle::{Idle, Resting};
 pub use used::UsedServer;
@@ -93,6 +94,8 @@ struct Core {
     bound_with: Option<SettingsDigest>,
     /// When it is closed at the latest, once it is idle.
     retires: Instant,
+    /// When it was begun to be opened.
+    opened: Instant,
     shard: Shard,
     /// The last field: it is free again when the socket is closed.
     place: Place,
@@ -236,7 +239,7 @@ impl CleanServer {
         dialled: Dialled,
         shard: Shard,
         place: Place,
-        max_age: Duration,
+        (opened, max_age): (Instant, Duration),
         binder: Binder,
     ) -> Result<Self, Unclean> {
         // Boxed: a server changes hands many times.
@@ -249,7 +252,8 @@ impl CleanServer {
             kept: Kept::default(),
             binder,
             bound_with: None,
-            retires: Instant::now() + spread(max_age)?,
+            retires: opened + spread(max_age)?,
+            opened,
             shard,
             place,
         });

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::holder::Holder;
 use super::lease::{Pool, State, refused};
-use super::server::{CleanServer, Idle, Place, Resting, Shard};
+use super::server::{CleanServer, Idle, Place, Resting, Shard, jittered};
 use crate::net::dial::DialError;
 
 /// How long to wait before trying again to open a server, after the first failure and at most.
@@ -32,19 +32,26 @@ impl Pool {
     }
 
     async fn open_one(self: &Arc<Self>, shard: Shard, place: Place) {
-        let max_age = self.settings.limits.max_age;
+        let max_age = self.limits().max_age;
         let mut pause = RETRY_FIRST;
         loop {
-            let error = match self.settings.dialer.dial().await {
+            let (began, dialer) = (Instant::now(), self.dialer());
+            let error = match dialer.dial().await {
                 Ok(dialled) => {
                     let parameters = Arc::new(dialled.parameters.clone());
-                    match CleanServer::prepare(dialled, shard, place, max_age, self.settings.binder.clone())
-                        .await
+                    match CleanServer::prepare(
+                        dialled,
+                        shard,
+                        place,
+                        (began, max_age),
+                        self.settings.binder.clone(),
+                    )
+                    .await
                     {
                         Ok(server) => self.opened(parameters, server),
                         Err(unclean) => {
                             tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");
-                            tokio::time::sleep(pause).await;
+                            tokio::time::sleep(jittered(pause)).await;
                             self.lock().opening -= 1;
                             self.open_for_waiting(&mut self.lock(), shard);
                         }
@@ -57,7 +64,8 @@ impl Pool {
             if !self.goes_on_opening(&error) {
                 return;
             }
-            tokio::time::sleep(pause).await;
+            // Proxies that lost the same server do not come back together.
+            tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(RETRY_MOST);
         }
     }
@@ -90,11 +98,12 @@ impl Pool {
     }
 
     /// Opens as many servers as clients wait for, within bounds.
-    fn open_for_waiting(self: &Arc<Self>, state: &mut State, shard: Shard) {
+    pub(super) fn open_for_waiting(self: &Arc<Self>, state: &mut State, shard: Shard) {
         while state.waiting.servable() > state.opening
-            && state.open < self.settings.limits.size
+            && state.open < self.limits().size
             && state.opening < MAX_OPENING
             && !state.is_closing
+            && !state.is_paused
         {
             self.open(state, shard);
         }
@@ -116,7 +125,7 @@ impl Pool {
     /// Closes idle servers that are too old, or idle for too long and more than are kept. Called by the keeper once a
     /// second.
     pub fn close_expired(&self, now: Instant) {
-        let limits = self.settings.limits;
+        let limits = self.limits();
         let expired: Vec<Idle> = {
             let mut state = self.lock();
             let mut spare = state.open.saturating_sub(limits.min_idle);
@@ -137,10 +146,11 @@ impl Pool {
     /// Called by the keeper once a second.
     pub fn keep_stocked(self: &Arc<Self>, shard: Shard) {
         let mut state = self.lock();
-        while state.open < self.settings.limits.min_idle
+        while state.open < self.limits().min_idle
             && state.opening < MAX_OPENING
             && state.trouble.is_none()
             && !state.is_closing
+            && !state.is_paused
         {
             self.open(&mut state, shard);
         }
@@ -156,7 +166,7 @@ impl Pool {
         if known {
             return;
         }
-        let outcome = self.settings.dialer.probe().await;
+        let outcome = self.dialer().probe().await;
         let mut state = self.lock();
         if state.open == 0 {
             state.trouble = outcome.err();

@@ -5,12 +5,13 @@ use std::time::{Instant, SystemTime};
 
 use super::holder::Holder;
 use super::lease::{Pool, State};
-use super::queue::{Turn, Wants};
+use super::queue::{Queue, Turn, Wants};
 use super::server::{Idle, Resting as _, Shard, TermsDigest};
 use super::shares::Share;
 use super::shelf::{self, Choice, Offer};
 use super::supply::MAX_OPENING;
 use super::terms::Terms;
+use crate::wire::report::{Report, Sqlstate};
 
 impl Pool {
     /// Takes an idle server, or a place in the line.
@@ -20,7 +21,7 @@ impl Pool {
         let mut state = self.lock();
         let has_room = self.has_room(&state);
         let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
-        let choice = match state.waiting.may_take(&who) {
+        let choice = match state.waiting.may_take(&who) && !state.is_paused {
             true => shelf::choose(offers, has_room),
             false => Choice::Wait,
         };
@@ -33,6 +34,9 @@ impl Pool {
                 Ok(server)
             }
             choice @ (Choice::Open | Choice::Wait) => {
+                if let Some(report) = self.comes_too_late(&state, &who) {
+                    return Err(Queue::refused(report));
+                }
                 let turn = state.waiting.join(&who);
                 if state.is_closing {
                     state.waiting.dismiss();
@@ -42,6 +46,23 @@ impl Pool {
                 Err(turn)
             }
         }
+    }
+
+    /// Who would be served behind its deadline is told so at once, and spares all others its wait.
+    fn comes_too_late(&self, state: &State, who: &Wants) -> Option<Report> {
+        let limit = self.limits().wait_timeout;
+        let (expected, ahead) = state.waiting.expects(who)?;
+        if expected <= limit {
+            return None;
+        }
+        self.settings.metrics.shed.increment(1);
+        let message = format!("no server would come free within wait_timeout ({limit:?})");
+        let report = Report::new(Sqlstate::TOO_MANY_CONNECTIONS, message)
+            .detail(format!(
+                "{ahead} clients of the same organization wait already, about {expected:.1?} for a server."
+            ))
+            .hint("Try again later; raise pool.size, or make transactions shorter.");
+        Some(report)
     }
 
     /// An idle server that needs no step of its own before the client's first message.
@@ -54,7 +75,7 @@ impl Pool {
     ) -> Option<Idle> {
         let who = self.wants(terms, shard);
         let mut state = self.lock();
-        if !state.waiting.may_take(&who) {
+        if !state.waiting.may_take(&who) || state.is_paused {
             return None;
         }
         let has_room = self.has_room(&state);
@@ -79,13 +100,13 @@ impl Pool {
 
     fn share(&self, terms: &Terms) -> Share {
         let Some(context) = terms.context() else { return Share { weight: 1, servers: usize::MAX } };
-        let weight = self.settings.organizations.of(context.organization().as_str()).weight;
-        Share { weight, servers: self.settings.limits.per_organization }
+        let weight = self.settings.organizations.load().of(context.organization().as_str()).weight;
+        Share { weight, servers: self.limits().per_organization }
     }
 
     /// Whether one more server may be opened.
     fn has_room(&self, state: &State) -> bool {
-        state.open < self.settings.limits.size && state.opening < MAX_OPENING
+        state.open < self.limits().size && state.opening < MAX_OPENING
     }
 
     /// Who can take a server over needs no clean one.
@@ -107,7 +128,7 @@ impl Pool {
             Idle::Clean(clean, _) => clean.was_needed(terms),
         };
         if needs_clean {
-            state.clean_wanted = (state.clean_wanted + 1).min(self.settings.limits.size);
+            state.clean_wanted = (state.clean_wanted + 1).min(self.limits().size);
         }
         server
     }

@@ -1,19 +1,21 @@
-//! A configuration becomes a gate: keys, certificates, and a pool for each database and role.
+//! A configuration becomes a gate: keys, certificates, and a pool for each database and role. The same when it is read
+//! anew while the proxy runs: everything that can fail is made first.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::ClientConfig;
 
 use super::ServeError;
 use super::jwks;
-use super::keeper::Pools;
-use super::renewal::Watches;
+use super::keeper::{HERE, Pools};
+use super::renewal::Watched as Watches;
 use crate::admin::http::Endpoints;
 use crate::auth::scram::Verifier;
 use crate::auth::token::Keys;
-use crate::config::{self, Config, KeySource, SealKeyError, Tenancy};
+use crate::config::{self, Config, Database, KeySource, Limits, Role, SealKeyError, Tenancy};
 use crate::net::dial::Dialer;
 use crate::net::tls::{self, TlsError};
 use crate::net::watched::{Outcome, Watch, Watched};
@@ -32,67 +34,153 @@ pub(super) struct Assembled {
     pub(super) pools: Pools,
     pub(super) endpoints: Endpoints,
     pub(super) watches: Watches,
+    pub(super) lasting: Lasting,
 }
+
+/// What stays as it is when a configuration is read anew.
+pub(super) struct Lasting {
+    limits: Arc<ArcSwap<Limits>>,
+    sealer: Option<Arc<Watched<Sealer, SealKeyError>>>,
+}
+
+/// TLS towards each server, by its name.
+type Connectors = BTreeMap<String, Option<Arc<Watched<ClientConfig>>>>;
 
 pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
     let metrics = metrics::install(config.budget_latency)
         .map_err(|e| ServeError::Configuration(format!("cannot start metrics: {e}")))?;
-    let mut watches = Watches::new();
-    let pools = pools(config, &mut watches)?;
-    let gate = gate(config, pools.by_name(), &mut watches)?;
+    let limits = Arc::new(ArcSwap::new(config.limits.clone()));
+    let lasting = Lasting { limits, sealer: sealer(config)? };
+    let keys = keys(config)?;
+    let made = make(config, keys, &lasting)?;
+    let pools = Pools::default();
+    fill(&pools, config, &made.connectors, &lasting);
+    let gate = Gate::new(made.settings(pools.by_name(config)));
+    let watches = made.watches(&gate);
     let (published, checked, watched, fetched) = (pools.clone(), pools.clone(), gate.clone(), gate.clone());
     let endpoints = Endpoints {
         metrics,
         publish: Box::new(move || {
             published.publish();
-            jwks::publish(&fetched.settings.keys);
+            jwks::publish(&fetched.settings().keys);
         }),
         unready: Box::new(move || match watched.is_draining() {
             true => vec!["draining: pgtenant is shutting down".to_owned()],
-            false => [checked.troubles(), jwks::troubles(&watched.settings.keys)].concat(),
+            false => [checked.troubles(), jwks::troubles(&watched.settings().keys)].concat(),
         }),
     };
-    Ok(Assembled { gate, pools, endpoints, watches })
+    Ok(Assembled { gate, pools, endpoints, watches, lasting })
 }
 
-fn pools(config: &Config, watches: &mut Watches) -> Result<Pools, ServeError> {
-    let sealer = sealer(config)?;
-    watches.extend(sealer.clone().map(|sealer| ("context.seal_key".to_owned(), sealer as Arc<dyn Watch>)));
-    let mut pools = Pools::default();
-    let mut connectors: BTreeMap<&str, Option<Arc<Watched<ClientConfig>>>> = BTreeMap::new();
+/// Puts another configuration in force. `keys` are those of its issuers.
+///
+/// # Errors
+/// What it names cannot be used; then nothing has changed.
+pub(super) fn put_in_force(
+    config: &Config,
+    keys: Arc<Keys>,
+    (gate, pools, lasting): (&Arc<Gate>, &Pools, &Lasting),
+) -> Result<Watches, ServeError> {
+    let made = make(config, keys, lasting)?;
+    lasting.limits.store(config.limits.clone());
+    gate.accounts.limits_changed();
+    fill(pools, config, &made.connectors, lasting);
+    gate.is_changed(made.settings(pools.by_name(config)));
+    Ok(made.watches(gate))
+}
+
+/// The keys of the issuers.
+pub(super) fn keys(config: &Config) -> Result<Arc<Keys>, ServeError> {
+    Keys::load(&config.jwt).map(Arc::new).map_err(|e| ServeError::Configuration(e.to_string()))
+}
+
+/// What can fail, made of a configuration.
+struct Made {
+    connectors: Connectors,
+    settings: GateSettings,
+    watches: Watches,
+}
+
+impl Made {
+    fn settings(&self, pools: HashMap<(String, String), Arc<Pool>>) -> GateSettings {
+        GateSettings { pools, ..self.settings.clone() }
+    }
+
+    fn watches(mut self, gate: &Arc<Gate>) -> Watches {
+        if let Some(revoked) = self.settings.revoked.clone() {
+            let revocations = Revocations { revoked, gate: gate.clone() };
+            self.watches.push(("jwt.revoked".to_owned(), Arc::new(revocations)));
+        }
+        self.watches
+    }
+}
+
+fn make(config: &Config, keys: Arc<Keys>, lasting: &Lasting) -> Result<Made, ServeError> {
+    let mut watches = Watches::new();
+    let sealer = lasting.sealer.clone();
+    watches.extend(sealer.map(|sealer| ("context.seal_key".to_owned(), sealer as Arc<dyn Watch>)));
+    let connectors = connectors(config, &mut watches)?;
+    let settings = settings(config, keys, lasting, &mut watches)?;
+    Ok(Made { connectors, settings, watches })
+}
+
+fn connectors(config: &Config, watches: &mut Watches) -> Result<Connectors, ServeError> {
+    let mut connectors = Connectors::new();
     for database in config.databases.values() {
-        let metrics = Arc::new(DatabaseMetrics::new(&database.name, config.budget_latency));
         let server = &database.server;
-        let tls = match connectors.entry(&server.name) {
-            Entry::Occupied(entry) => entry.get().clone(),
-            Entry::Vacant(entry) => {
-                let key = format!("servers.{}", server.name);
-                let tls = tls::watched_connector(server).map_err(|e| unusable(&key, &e))?.map(Arc::new);
-                watches.extend(tls.clone().map(|tls| (key, tls as Arc<dyn Watch>)));
-                entry.insert(tls).clone()
-            }
-        };
-        for role in config.roles.values() {
-            let (tls, password) = (tls.clone(), role.server_password.clone());
-            let dialer = Dialer::new(server.clone(), tls, &database.dbname, &role.name, password);
-            let pool = Pool::new(PoolSettings {
-                database: database.name.clone(),
-                role: role.name.clone(),
-                dialer,
-                mode: database.pool_mode,
-                limits: database.pool,
-                organizations: config.limits.clone(),
-                sealer: sealer.clone().filter(|_| role.tenancy != Tenancy::None),
-                binder: match role.tenancy {
-                    Tenancy::None => Binder::default(),
-                    _ => Binder::new(&no_payload(&config.context.settings)),
-                },
-                metrics: metrics.clone(),
-            });
-            pools.add(&database.name, &role.name, pool);
+        if let Entry::Vacant(entry) = connectors.entry(server.name.clone()) {
+            let key = format!("servers.{}", server.name);
+            let tls = tls::watched_connector(server).map_err(|e| unusable(&key, &e))?.map(Arc::new);
+            watches.extend(tls.clone().map(|tls| (key, tls as Arc<dyn Watch>)));
+            entry.insert(tls);
         }
     }
-    Ok(pools)
+    Ok(connectors)
+}
+
+/// A pool for each database and role, as the configuration has them; those that are there already go on.
+fn fill(pools: &Pools, config: &Config, connectors: &Connectors, lasting: &Lasting) {
+    for database in config.databases.values() {
+        let metrics = pools
+            .metrics_of(&database.name)
+            .unwrap_or_else(|| Arc::new(DatabaseMetrics::new(&database.name, config.budget_latency)));
+        let tls = connectors.get(&database.server.name).cloned().flatten();
+        for role in config.roles.values() {
+            let (tls, password) = (tls.clone(), role.server_password.clone());
+            let dialer = Dialer::new(database.server.clone(), tls, &database.dbname, &role.name, password);
+            match pools.get(&database.name, &role.name) {
+                Some(pool) => pool.is_changed(database.pool, dialer, HERE),
+                None => {
+                    let pool = pool(config, (database, role), dialer, metrics.clone(), lasting);
+                    pools.add(&database.name, &role.name, pool);
+                }
+            }
+        }
+    }
+    pools.retire_others(config);
+}
+
+fn pool(
+    config: &Config,
+    (database, role): (&Database, &Role),
+    dialer: Dialer,
+    metrics: Arc<DatabaseMetrics>,
+    lasting: &Lasting,
+) -> Arc<Pool> {
+    Pool::new(PoolSettings {
+        database: database.name.clone(),
+        role: role.name.clone(),
+        dialer: ArcSwap::from_pointee(dialer),
+        mode: database.pool_mode,
+        limits: ArcSwap::from_pointee(database.pool),
+        organizations: lasting.limits.clone(),
+        sealer: lasting.sealer.clone().filter(|_| role.tenancy != Tenancy::None),
+        binder: match role.tenancy {
+            Tenancy::None => Binder::default(),
+            _ => Binder::new(&no_payload(&config.context.settings)),
+        },
+        metrics,
+    })
 }
 
 /// Seals with the first of the keys, as it is in its file now.
@@ -112,13 +200,13 @@ fn unusable(key: &str, error: &TlsError) -> ServeError {
     ServeError::Configuration(format!("{key}: {error}"))
 }
 
-fn gate(
+/// All but the pools.
+fn settings(
     config: &Config,
-    pools: HashMap<(String, String), Arc<Pool>>,
+    keys: Arc<Keys>,
+    lasting: &Lasting,
     watches: &mut Watches,
-) -> Result<Arc<Gate>, ServeError> {
-    let keys = Keys::load(&config.jwt).map_err(|e| ServeError::Configuration(e.to_string()))?;
-    let keys = Arc::new(keys);
+) -> Result<GateSettings, ServeError> {
     for (index, issuer) in config.jwt.issuers.iter().enumerate() {
         if let KeySource::JwksFile(file) | KeySource::KeyFile(file) = &issuer.keys {
             let (reloaded, key) = (keys.clone(), format!("jwt.issuers \"{}\"", issuer.issuer));
@@ -150,7 +238,7 @@ fn gate(
             Some((role.name.clone(), Verifier::from_secret(role.sign_in_scram.as_ref()?.expose())))
         })
         .collect();
-    let gate = Gate::new(GateSettings {
+    Ok(GateSettings {
         tls: acceptor,
         tls_required: config.listen.tls.as_ref().is_some_and(|tls| tls.require),
         sign_in_timeout: config.listen.sign_in_timeout,
@@ -166,14 +254,11 @@ fn gate(
             leeway: config.jwt.leeway,
             settings: config.context.settings.clone(),
         },
-        revoked: revoked.clone(),
+        revoked,
         guard: Arc::new(Guard::new(&config.context.settings)),
-        pools,
-    });
-    if let Some(revoked) = revoked {
-        watches.push(("jwt.revoked".to_owned(), Arc::new(Revocations { revoked, gate: gate.clone() })));
-    }
-    Ok(gate)
+        limits: lasting.limits.clone(),
+        pools: HashMap::new(),
+    })
 }
 
 /// The file of revocations, whose changes concern clients that are there already.

@@ -1,17 +1,21 @@
 //! Assembly: from a configuration to a running proxy, and its orderly end.
 
 mod assemble;
+mod files;
 mod jwks;
 mod keeper;
+mod reload;
 mod renewal;
 mod shards;
 mod shutdown;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use tokio::net::TcpListener;
 
 use crate::admin::http::{self, Endpoints};
@@ -19,6 +23,7 @@ use crate::auth::token::Keys;
 use crate::config::{Config, Listen};
 use crate::net::listen::{Listener, socket_path};
 use crate::session::Gate;
+use reload::Reloader;
 use shards::Shards;
 
 /// How long transactions may go on after SIGTERM before the process ends anyway; below Kubernetes' default
@@ -53,8 +58,7 @@ pub struct Proxy {
     listeners: Vec<Listener>,
     http: Option<TcpListener>,
     endpoints: Arc<Endpoints>,
-    pools: keeper::Pools,
-    watches: renewal::Watches,
+    reloader: Reloader,
 }
 
 impl Proxy {
@@ -64,15 +68,26 @@ impl Proxy {
     /// See [`ServeError`].
     pub async fn bind(config: &Config) -> Result<Self, ServeError> {
         let assembled = assemble::assemble(config)?;
-        jwks::fetch_all(&assembled.gate.settings.keys).await;
-        let listeners = listen(&config.listen)?;
+        jwks::fetch_all(&assembled.gate.settings().keys).await;
+        files::raise_limit(config);
+        let passed = passed()?;
+        let listeners = if passed.is_empty() { listen(&config.listen)? } else { passed };
         let http = match config.admin_http {
             Some(address) => Some(TcpListener::bind(address).await.map_err(|e| cannot_listen(&address, &e))?),
             None => None,
         };
         let endpoints = Arc::new(assembled.endpoints);
-        let assemble::Assembled { gate, pools, watches, .. } = assembled;
-        Ok(Self { gate, listeners, http, endpoints, pools, watches })
+        let assemble::Assembled { gate, pools, watches, lasting, .. } = assembled;
+        let watches = renewal::Watches::new(watches);
+        let reloader = Reloader::new(config.clone(), (gate.clone(), pools), (watches, lasting));
+        Ok(Self { gate, listeners, http, endpoints, reloader })
+    }
+
+    /// SIGHUP, and a change of this file, put what is in it in force.
+    #[must_use]
+    pub fn reloaded_from(mut self, file: &Path) -> Self {
+        self.reloader.file = Some(file.to_owned());
+        self
     }
 
     /// Where clients connect by TCP, with the ports that were taken.
@@ -91,20 +106,19 @@ impl Proxy {
     /// No thread could be started.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let shards = Arc::new(Shards::start(&self.gate)?);
+        let http_address = self.http_address();
+        let (pools, watches) = (self.reloader.pools.clone(), self.reloader.watches.clone());
+        let pausing = tokio::spawn(shutdown::pause_by_signals(pools.clone())?);
+        let reloading = tokio::spawn(self.reloader.run()?);
         for listener in &self.listeners {
             announce(&format!("listening for clients on {listener}"));
         }
-        if let Some(address) = self.http_address() {
+        if let Some(address) = http_address {
             announce(&format!("serving http on {address}"));
         }
         let http = self.http.map(|listener| tokio::spawn(http::serve(listener, self.endpoints.clone())));
-        let keeper = tokio::spawn(keeper::keep(self.pools.clone(), self.endpoints.metrics.clone()));
-        let renewal = tokio::spawn(renewal::watch(self.watches));
-        let keys = &self.gate.settings.keys;
-        let fresh = jwks::sources(keys)
-            .into_iter()
-            .map(|(index, url)| tokio::spawn(jwks::keep_fresh(keys.clone(), index, url)))
-            .collect::<Vec<_>>();
+        let keeper = tokio::spawn(keeper::keep(pools.clone(), self.endpoints.metrics.clone()));
+        let renewal = tokio::spawn(renewal::watch(watches));
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
@@ -117,10 +131,11 @@ impl Proxy {
             let _ = listener.await; // a socket's file goes with it
         }
         shutdown::drain(&self.gate, SHUTDOWN_GRACE).await;
-        keeper.abort();
-        renewal.abort();
-        fresh.iter().for_each(tokio::task::JoinHandle::abort);
-        self.pools.close();
+        for task in [keeper, renewal, pausing] {
+            task.abort();
+        }
+        reloading.abort();
+        pools.close();
         if let Some(http) = http {
             http.abort();
         }
@@ -144,6 +159,28 @@ pub async fn fetch_keys(keys: &Arc<Keys>) -> Vec<(String, String)> {
 /// The handlers cannot be installed.
 pub fn stop_signal() -> Result<impl Future<Output = ()>, ServeError> {
     Ok(shutdown::stop_signal()?)
+}
+
+/// Sockets that a service manager passes on (sd_listen_fds(3)) take the place of those in `[listen]`.
+fn passed() -> Result<Vec<Listener>, ServeError> {
+    let mut given = ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for index in 0..given.len() {
+        let listener = match given.take_tcp_listener(index) {
+            Ok(Some(tcp)) => Listener::passed_tcp(tcp),
+            Ok(None) => continue,
+            Err(_) => given.take_unix_listener(index).and_then(|unix| match unix {
+                Some(unix) => Listener::passed_unix(unix),
+                None => Err(std::io::ErrorKind::NotFound.into()),
+            }),
+        };
+        let listener = listener.map_err(|error| ServeError::Listen {
+            address: format!("passed socket {index}"),
+            reason: format!("{error}; pass stream sockets that listen"),
+        })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 /// TCP first: sockets are named by the port of the first address, whichever was free.

@@ -1,6 +1,6 @@
 //! Certificates and keys are made anew when their files change, by whichever way: nobody who is connected notices.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
@@ -11,7 +11,26 @@ use crate::net::watched::{Outcome, Watch};
 const EVERY: Duration = Duration::from_secs(2);
 
 /// What is watched, by the configuration's key.
-pub(super) type Watches = Vec<(String, Arc<dyn Watch>)>;
+pub(super) type Watched = Vec<(String, Arc<dyn Watch>)>;
+
+/// The same, which another configuration replaces.
+#[derive(Clone)]
+pub(super) struct Watches(Arc<Mutex<Arc<Watched>>>);
+
+impl Watches {
+    pub(super) fn new(watched: Watched) -> Self {
+        Self(Arc::new(Mutex::new(Arc::new(watched))))
+    }
+
+    /// What is looked at from the next round on.
+    pub(super) fn replace(&self, watched: Watched) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(watched);
+    }
+
+    fn now(&self) -> Arc<Watched> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// Looks until it is aborted.
 pub(super) async fn watch(watches: Watches) {
@@ -19,7 +38,7 @@ pub(super) async fn watch(watches: Watches) {
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         round.tick().await;
-        for (key, watch) in &watches {
+        for (key, watch) in watches.now().iter() {
             let watch = watch.clone();
             // A volume that hangs must not hold up who accepts clients.
             let Ok(outcome) = tokio::task::spawn_blocking(move || watch.look()).await else { continue };

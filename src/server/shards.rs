@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -14,6 +14,12 @@ use crate::net::listen::{Listener, Peer};
 use crate::net::stream::Detached;
 use crate::pool::server::Shard;
 use crate::session::{self, Gate, Presence};
+
+/// How long nobody is accepted after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long until the log says so again.
+const TELLS_AGAIN: Duration = Duration::from_secs(10);
 
 /// The threads that serve clients.
 pub(super) struct Shards(Vec<ShardThread>);
@@ -89,9 +95,10 @@ impl Drop for Load {
 
 /// Accepts clients until it is aborted.
 pub(super) async fn accept(listener: Listener, gate: Arc<Gate>, shards: Arc<Shards>) {
+    let mut told: Option<Instant> = None;
     loop {
         match listener.accept().await {
-            Ok((socket, peer)) if gate.clients() >= gate.settings.max_clients => {
+            Ok((socket, peer)) if gate.clients() >= gate.settings().max_clients => {
                 tracing::warn!(%peer, "max_clients is reached");
                 if let Ok(socket) = socket.attach() {
                     tokio::spawn(session::turn_away(gate.clone(), socket, peer));
@@ -101,8 +108,14 @@ pub(super) async fn accept(listener: Listener, gate: Arc<Gate>, shards: Arc<Shar
             Ok((socket, peer)) => shards.deal(Arrival { socket, peer, presence: gate.enter() }),
             Err(error) => {
                 // Out of descriptors, or the client left already. A pause keeps this from spinning.
-                tracing::warn!(reason = %error, "cannot accept a client");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                if told.is_none_or(|told| told.elapsed() > TELLS_AGAIN) {
+                    told = Some(Instant::now());
+                    tracing::warn!(
+                        reason = %error,
+                        "cannot accept a client; if it is for want of file descriptors, raise the limit (LimitNOFILE, ulimit -n)"
+                    );
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use super::keeper::Pools;
 use crate::session::Gate;
 
 /// Resolves on the first SIGTERM or SIGINT. The second one ends the process at once.
@@ -25,6 +26,26 @@ pub(super) fn stop_signal() -> io::Result<impl Future<Output = ()>> {
             }
             std::process::exit(1);
         });
+    })
+}
+
+/// SIGUSR1 pauses all pools and SIGUSR2 resumes them, as in PgBouncer.
+pub(super) fn pause_by_signals(pools: Pools) -> io::Result<impl Future<Output = ()>> {
+    let mut pause = signal(SignalKind::user_defined1())?;
+    let mut resume = signal(SignalKind::user_defined2())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = pause.recv() => {
+                    tracing::info!("SIGUSR1: paused; no transaction begins until SIGUSR2");
+                    pools.pause();
+                }
+                _ = resume.recv() => {
+                    tracing::info!("SIGUSR2: resumed");
+                    pools.resume();
+                }
+            }
+        }
     })
 }
 

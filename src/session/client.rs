@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use super::accounts::Attendance;
 use super::desk::Desk;
 use super::plain;
 use super::prepared::ClientStatements;
@@ -26,6 +27,8 @@ pub struct Client {
     pub reported: Reported,
     /// Where its tokens are judged.
     pub desk: Desk,
+    /// By which it is counted as a client of its organization, where it has one.
+    pub attendance: Option<Attendance>,
     /// The server of its first batch could not be taken over, so the next one is cleaned in a step of its own.
     pub runs_again: bool,
 }

@@ -55,9 +55,9 @@ pub(super) async fn context(
 fn verify(gate: &Gate, token: &[u8]) -> Result<VerifiedClaims, Refused> {
     let text =
         std::str::from_utf8(token).map_err(|_| Refused::new("token refused: malformed", "not UTF-8"))?;
-    token::verify(text, &gate.settings.keys, SystemTime::now()).map_err(|error| {
+    token::verify(text, &gate.settings().keys, SystemTime::now()).map_err(|error| {
         if let TokenError::UnknownKey(issuer) = error {
-            gate.settings.keys.wants_refresh(issuer);
+            gate.settings().keys.wants_refresh(issuer);
         }
         Refused::new(error.to_string(), error.detail())
     })
@@ -76,7 +76,7 @@ pub(super) fn resolve(
     if role.tenancy == Tenancy::None {
         return Ok(None);
     }
-    let context = gate.settings.mapping.resolve(verified, wanted);
+    let context = gate.settings().mapping.resolve(verified, wanted);
     let context =
         context.map_err(|error| Refused::new("token refused: no organization", error.to_string()))?;
     match gate.revocation(&context) {
@@ -87,10 +87,10 @@ pub(super) fn resolve(
 
 /// A token may be made by a key that its issuer has only just begun to use.
 async fn fetch_keys_for(gate: &Gate, token: &[u8]) {
-    let keys = &gate.settings.keys;
+    let keys = gate.settings().keys.clone();
     if keys.are_fetched()
         && let Ok(text) = std::str::from_utf8(token)
-        && let Err(TokenError::UnknownKey(issuer)) = token::verify(text, keys, SystemTime::now())
+        && let Err(TokenError::UnknownKey(issuer)) = token::verify(text, &keys, SystemTime::now())
     {
         keys.refreshed(issuer).await;
     }
@@ -158,8 +158,8 @@ impl Desk {
     }
 
     /// What guards the context's settings; nothing for who has no context.
-    pub fn guard(&self) -> Option<&Arc<Guard>> {
-        (self.role.tenancy != Tenancy::None).then_some(&self.gate.settings.guard)
+    pub fn guard(&self) -> Option<Arc<Guard>> {
+        (self.role.tenancy != Tenancy::None).then(|| self.gate.settings().guard.clone())
     }
 
     /// What the client signed in with.

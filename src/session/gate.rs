@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use super::accounts::Accounts;
 use super::cancel::Cancels;
 use super::throttle::Throttle;
 use crate::auth::scram::{Strangers, Verifier};
 use crate::auth::token::Keys;
-use crate::config::{Database, Role};
+use crate::config::{Database, Limits, Role};
 use crate::net::tls::Shown;
 use crate::net::watched::Watched;
 use crate::pool::Pool;
@@ -20,7 +22,8 @@ use crate::tenancy::context::{Mapping, TenantContext};
 use crate::tenancy::guard::Guard;
 use crate::tenancy::revoked::{Revoked, RevokedError};
 
-/// What a gate is made of.
+/// What a gate is made of; another configuration makes another one.
+#[derive(Clone)]
 pub struct GateSettings {
     /// The certificate shown to clients.
     pub tls: Option<Arc<Watched<Shown>>>,
@@ -46,6 +49,8 @@ pub struct GateSettings {
     pub revoked: Option<Arc<Watched<Revoked, RevokedError>>>,
     /// What clients with a context may not change.
     pub guard: Arc<Guard>,
+    /// What organizations may take.
+    pub limits: Arc<ArcSwap<Limits>>,
     /// A pool for each database and role.
     pub pools: HashMap<(String, String), Arc<Pool>>,
 }
@@ -58,8 +63,7 @@ const MAX_TURNED_AWAY: usize = 64;
 
 /// Shared by all sessions.
 pub struct Gate {
-    /// What it was made of.
-    pub settings: GateSettings,
+    settings: ArcSwap<GateSettings>,
     /// Who may cancel what.
     pub cancels: Cancels,
     /// What users that do not exist are asked with.
@@ -68,6 +72,8 @@ pub struct Gate {
     pub turned_away: Semaphore,
     /// Who failed to sign in lately, and from where.
     pub throttle: Throttle,
+    /// What organizations take of it.
+    pub accounts: Accounts,
     /// Passwords in clear that are hashed at the same time.
     pub hashing: Semaphore,
     revocations: AtomicU64,
@@ -81,7 +87,8 @@ impl Gate {
     pub fn new(settings: GateSettings) -> Arc<Self> {
         Arc::new(Self {
             throttle: Throttle::new(settings.failed_sign_in_delay),
-            settings,
+            accounts: Accounts::new(settings.limits.clone()),
+            settings: ArcSwap::from_pointee(settings),
             cancels: Cancels::default(),
             strangers: Strangers::default(),
             turned_away: Semaphore::new(MAX_TURNED_AWAY),
@@ -93,9 +100,20 @@ impl Gate {
         })
     }
 
+    /// What it is made of now.
+    pub fn settings(&self) -> Arc<GateSettings> {
+        self.settings.load_full()
+    }
+
+    /// Another configuration is in force, for whoever comes.
+    pub fn is_changed(&self, settings: GateSettings) {
+        self.settings.store(Arc::new(settings));
+        self.revocations_changed();
+    }
+
     /// The pool that serves a database and a role.
-    pub fn pool(&self, database: &str, role: &str) -> Option<&Arc<Pool>> {
-        self.settings.pools.get(&(database.to_owned(), role.to_owned()))
+    pub fn pool(&self, database: &str, role: &str) -> Option<Arc<Pool>> {
+        self.settings.load().pools.get(&(database.to_owned(), role.to_owned())).cloned()
     }
 
     /// Whether idle clients are to leave and no transaction is to begin.
@@ -112,7 +130,8 @@ impl Gate {
 
     /// What of a context is revoked, if anything; and whether what runs under it is to end.
     pub fn revocation(&self, context: &TenantContext) -> Option<(&'static str, bool)> {
-        let revoked = self.settings.revoked.as_ref()?.borrow();
+        let settings = self.settings.load();
+        let revoked = settings.revoked.as_ref()?.borrow();
         Some((revoked.concerns(context)?, revoked.kills))
     }
 
@@ -148,7 +167,7 @@ impl Gate {
 
     /// When a client that connects now must have signed in.
     pub fn sign_in_deadline(&self) -> Instant {
-        Instant::now() + self.settings.sign_in_timeout
+        Instant::now() + self.settings.load().sign_in_timeout
     }
 }
 

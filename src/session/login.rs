@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use zeroize::Zeroizing;
 
+use super::accounts::Attendance;
 use super::cancel::Cancels;
 use super::desk::{self, Desk, Refused};
 use super::farewell;
@@ -150,11 +151,13 @@ impl Login {
         self.refuse_replication()?;
         let (settings, wanted) = settings::from_startup(&self.message.parameters)?;
         let gate = self.gate.clone();
-        let Some(role) = gate.settings.roles.get(&self.message.user) else {
+        // One configuration from here to the end, whichever comes meanwhile.
+        let settings_now = gate.settings();
+        let Some(role) = settings_now.roles.get(&self.message.user) else {
             return Err(self.unknown_user(&wanted).await);
         };
         if role.tenancy != Tenancy::None {
-            gate.settings.guard.check_startup(&settings)?;
+            settings_now.guard.check_startup(&settings)?;
         }
         let context = self.authenticate(role, &wanted).await?;
         // Only now: which databases there are is nothing for strangers.
@@ -162,11 +165,15 @@ impl Login {
         let reported = pool.parameters(self.shard).await?;
         let settings = differing(settings, &reported);
         let context = context.map(Arc::new);
+        let attendance = context.as_ref().map(|context| gate.accounts.enter(context.organization()));
+        let attendance = attendance.transpose().map_err(|report| {
+            Refusal::told(report, "too_many_clients", "limits.max_clients of its organization")
+        })?;
         let desk = Desk::new(gate.clone(), role.clone(), wanted, self.peer, context.clone());
         let terms = Terms::new(context, Arc::new(settings));
         let parameters = self.tell_parameters(&pool, &terms, &reported).await?;
         let reported = Reported::at_sign_in(reported, &parameters);
-        Ok(SignedIn { role: role.clone(), pool, terms, parameters, reported, desk })
+        Ok(SignedIn { role: role.clone(), pool, terms, parameters, reported, desk, attendance })
     }
 
     /// A client that asks for more than is spoken is told so, as by PostgreSQL 18 (documentation, 54.2.1 "Start-up").
@@ -195,7 +202,7 @@ impl Login {
 
     fn destination(&self) -> Result<Arc<Pool>, Refusal> {
         let message = &self.message;
-        self.gate.pool(&message.database, &message.user).cloned().ok_or_else(|| {
+        self.gate.pool(&message.database, &message.user).ok_or_else(|| {
             let report = Report::new(
                 Sqlstate::NO_SUCH_DATABASE,
                 format!("database \"{}\" is not configured in pgtenant", message.database),
@@ -213,7 +220,7 @@ impl Login {
         // Whoever has a good token may know.
         let told = Report::new(Sqlstate::INVALID_AUTHORIZATION, message)
             .hint("Add it under [roles], or use a configured user in the connection string.");
-        let (by_password, by_oauth) = (!gate.settings.verifiers.is_empty(), wanted.by_oauth);
+        let (by_password, by_oauth) = (!gate.settings().verifiers.is_empty(), wanted.by_oauth);
         let refusal = if by_password || by_oauth {
             let stranger = gate.strangers.verifier(&self.message.user);
             match self.sasl(by_password.then_some(&stranger), by_oauth).await {
@@ -242,7 +249,7 @@ impl Login {
         let gate = self.gate.clone();
         let by_oauth = role.sign_in_oauth && (wanted.by_oauth || !role.sign_in_jwt);
         if by_oauth || !role.sign_in_jwt {
-            return match self.sasl(gate.settings.verifiers.get(&role.name), by_oauth).await? {
+            return match self.sasl(gate.settings().verifiers.get(&role.name), by_oauth).await? {
                 Proof::Password => Ok(None),
                 Proof::Token(verified) => Ok(desk::resolve(&gate, role, wanted, &verified)?),
             };
@@ -287,7 +294,7 @@ impl Login {
         let Ok(_turn) = self.gate.hashing.acquire().await else { return false };
         let (gate, name) = (self.gate.clone(), role.name.clone());
         let hashed = tokio::task::spawn_blocking(move || {
-            gate.settings.verifiers.get(&name).is_some_and(|verifier| verifier.matches(&password))
+            gate.settings().verifiers.get(&name).is_some_and(|verifier| verifier.matches(&password))
         });
         hashed.await.unwrap_or(false)
     }
@@ -341,7 +348,7 @@ impl Login {
                 parties,
                 (self.stream, self.incoming),
                 signed_in.terms,
-                (signed_in.reported, signed_in.desk),
+                (signed_in.reported, signed_in.desk, signed_in.attendance),
             )
             .into(),
         )
@@ -392,6 +399,7 @@ struct SignedIn {
     parameters: BTreeMap<String, String>,
     reported: Reported,
     desk: Desk,
+    attendance: Option<Attendance>,
 }
 
 fn wrong_password(role: &str, detail: &str) -> Refusal {

@@ -13,6 +13,7 @@ use crate::pool::due::{Deallocated, Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::{Registry, Statement};
 use crate::tenancy::inert;
+use crate::tenancy::stakes::Stake;
 use crate::tenancy::statements::OWN_PREFIX;
 use crate::tenancy::text::{Deallocates, Effects, Watch};
 use crate::wire::frame::{HEADER, Header, split_cstr};
@@ -93,7 +94,11 @@ impl Message<'_> {
                 }
                 Due::ParseAsIs
             }
-            tag::BIND => Due::Bind(None),
+            tag::BIND => {
+                // What it is of was not read.
+                self.server.ledger().stakes(Stake::Block);
+                Due::Bind(None)
+            }
             tag::DESCRIBE => Due::Describe(None),
             tag::CLOSE => Due::Close,
             other => return Err(Violation::Unexpected(other).into()),
@@ -109,6 +114,7 @@ impl Message<'_> {
             // What is longer than a buffer passes, watched only for what no command tag would tell.
             self.drop_unnamed();
             self.requests.watch = Some(Watch::default());
+            self.server.ledger().stakes(Stake::Block);
             return self.stream(incoming, Some(Due::Query(None)));
         }
         let effects = self.requests.effects_of(self.body(incoming));
@@ -117,6 +123,7 @@ impl Message<'_> {
         }
         self.requests.touched.add(&effects.touched);
         self.drop_unnamed();
+        self.server.ledger().stakes(effects.stake);
         if effects.leaves {
             self.server.leaves_something();
         }
@@ -205,8 +212,12 @@ impl Message<'_> {
                 reread = self.requests.read_text(text);
                 &reread
             }
-            _ => return None,
+            _ => {
+                self.server.ledger().stakes(Stake::Block);
+                return None;
+            }
         };
+        self.server.ledger().stakes(effects.stake);
         if effects.leaves {
             self.server.leaves_something();
         }

@@ -1,5 +1,6 @@
 //! One client, first byte to last: opening, login, relay, farewell. Each phase is its own type.
 
+mod accounts;
 mod bar;
 pub mod cancel;
 mod client;

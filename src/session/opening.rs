@@ -143,7 +143,7 @@ impl Opening {
 
     /// What is shown to this client. A Unix socket has no TLS, here as in PostgreSQL: nobody is in between.
     fn certificate(&self) -> Option<Arc<Shown>> {
-        self.gate.settings.tls.as_ref().filter(|_| !self.peer.is_unix()).map(|tls| tls.current())
+        self.gate.settings().tls.as_ref().filter(|_| !self.peer.is_unix()).map(|tls| tls.current())
     }
 
     async fn handshake(self, shown: Arc<Shown>) -> Option<Self> {
@@ -167,7 +167,7 @@ impl Opening {
     }
 
     async fn admit(self, message: StartupMessage) -> Option<Login> {
-        let settings = &self.gate.settings;
+        let settings = self.gate.settings();
         if settings.tls_required && !self.stream.is_tls() && !self.peer.is_unix() {
             let report = Report::new(Sqlstate::INVALID_AUTHORIZATION, "pgtenant requires TLS")
                 .hint("Add sslmode=require (better: verify-full) to the connection string.");

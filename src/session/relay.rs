@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use bytes::BytesMut;
 
+use super::accounts::Attendance;
 use super::bar::Bar;
 use super::cancel::Registered;
 use super::client::Client;
@@ -87,17 +88,18 @@ impl Relay {
         parties: Parties,
         (stream, incoming): (Stream, Buffer),
         terms: Terms,
-        (reported, desk): (Reported, Desk),
+        (reported, desk, attendance): (Reported, Desk, Option<Attendance>),
     ) -> Self {
         let Parties { gate, pool, shard, registered } = parties;
         let client = Client {
             stream,
             incoming,
             outgoing: BytesMut::new(),
-            requests: Requests::new(pool.mode()).guarded_by(desk.guard().cloned()),
+            requests: Requests::new(pool.mode()).guarded_by(desk.guard()),
             statements: ClientStatements::default(),
             reported,
             desk,
+            attendance,
             runs_again: false,
         };
         Self {
@@ -239,7 +241,8 @@ impl Relay {
         let revocations = self.client.desk.revocations();
         self.is_at_desk = false;
         let brings_token = std::mem::take(&mut self.brings_token);
-        if let Some(report) = self.refusal().filter(|_| !brings_token) {
+        let refusal = self.refusal().filter(|_| !brings_token).or_else(|| self.asks_too_fast());
+        if let Some(report) = refusal {
             self.batch_over(true);
             return Box::pin(self.refuse(&report)).await;
         }
@@ -268,6 +271,11 @@ impl Relay {
             (turn.run().await, turn.finish())
         };
         self.ended(end, server, &changes).await
+    }
+
+    /// Whether its organization is over its rate.
+    fn asks_too_fast(&self) -> Option<Report> {
+        self.client.attendance.as_ref()?.may_begin().err()
     }
 
     fn begin(&mut self, mut server: BoundServer, revocations: u64, started: Instant) -> Turn<'_> {

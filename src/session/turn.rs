@@ -1,6 +1,8 @@
 //! One client's turn on one server: both sockets in one task, bytes both ways until the transaction is over.
 
 mod clock;
+mod limits;
+mod settle;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -8,8 +10,6 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-
-use bytes::BytesMut;
 
 use super::cancel::ClientHandle;
 use super::client::Client;
@@ -25,6 +25,9 @@ use crate::tenancy::context::TenantContext;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
 use clock::Clock;
+use limits::TimeLimits;
+pub use settle::settle;
+use settle::{ReadyAnd as _, binding_or_protocol};
 
 /// Reported settings that are remembered of a turn; PostgreSQL has about fifteen.
 const MAX_REPORTED: usize = 64;
@@ -47,6 +50,7 @@ pub struct Turn<'a> {
     under: Vec<Arc<TenantContext>>,
     /// How often something had been revoked when that was last looked at.
     revocations: u64,
+    limits: Option<Box<TimeLimits>>,
 }
 
 /// What a turn's answers tell of the client's settings.
@@ -98,7 +102,7 @@ enum Event {
     /// The server closed.
     ServerGone,
     /// What runs here is to end.
-    Revoked(Report),
+    Ends(Report),
 }
 
 impl<'a> Turn<'a> {
@@ -116,7 +120,10 @@ impl<'a> Turn<'a> {
         if !client.has_standard_strings() {
             server.ledger().is_loud(); // its texts are read as if it had
         }
+        let limits = client.attendance.as_ref();
+        let limits = limits.and_then(|attendance| TimeLimits::of(&attendance.limits(), clock.times.leased));
         Self {
+            limits,
             pool,
             under: context.into_iter().collect(),
             revocations,
@@ -146,6 +153,10 @@ impl<'a> Turn<'a> {
             if let Some(end) = self.ended() {
                 return end;
             }
+            if let Some(limits) = &mut self.limits {
+                let ledger = self.server.ledger();
+                limits.is_idle(ledger.is_in_transaction() && !ledger.is_waiting());
+            }
             match poll_fn(|cx| self.poll_event(cx)).await {
                 Event::Client => self.clock.client_spoke(self.server.ledger().is_waiting()),
                 Event::Server => match self.hear() {
@@ -158,8 +169,11 @@ impl<'a> Turn<'a> {
                 }
                 Event::ServerGone if self.said_goodbye => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
-                Event::ServerGone => return self.failed(self.server_gone()),
-                Event::Revoked(report) => return self.failed(report),
+                Event::ServerGone => {
+                    let report = self.server_gone();
+                    return self.failed(report);
+                }
+                Event::Ends(report) => return self.failed(report),
             }
         }
     }
@@ -239,7 +253,12 @@ impl<'a> Turn<'a> {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         self.handle.waker.register(cx.waker());
         if let Some(report) = self.is_revoked() {
-            return Poll::Ready(Event::Revoked(report));
+            return Poll::Ready(Event::Ends(report));
+        }
+        if let Some(limits) = &mut self.limits
+            && let Poll::Ready(report) = limits.poll(cx)
+        {
+            return Poll::Ready(Event::Ends(report));
         }
         let was_full = self.server.outgoing().len() >= HIGH_WATER;
         // Where writing fails, the server's last words may still be there to be read.
@@ -359,6 +378,10 @@ impl<'a> Turn<'a> {
         self.changes.resets |= self.heard.resets;
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
+            let attendance = self.client.attendance.as_ref();
+            if attendance.is_some_and(|attendance| attendance.asked(self.heard.readies)) {
+                self.client.requests.ends_turn();
+            }
             if goes_on {
                 self.goes_on()?;
             }
@@ -427,71 +450,17 @@ impl<'a> Turn<'a> {
         binding_or_protocol(broken)
     }
 
-    fn server_gone(&self) -> Report {
+    fn server_gone(&mut self) -> Report {
+        if self.server.ledger().may_have_committed() {
+            return Report::new(Sqlstate::OUTCOME_UNKNOWN, SERVER_GONE)
+                .detail("Whether the last transaction was committed is not known: it was sent, and no answer came.")
+                .hint("Connect again and check whether it took effect before repeating it.");
+        }
         Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE)
-            .detail("The transaction was not completed, unless its COMMIT was already on the way.")
-            .hint("Connect again and check whether the last transaction took effect before repeating it.")
+            .detail("The transaction was rolled back.")
+            .hint("Connect again and repeat it.")
     }
 }
 
 /// What a client is told when its server is gone.
 pub const SERVER_GONE: &str = "the connection to PostgreSQL was lost";
-
-/// What a client is told when a server's answers cannot be followed: nothing of what the server said.
-fn binding_or_protocol(broken: &Broken) -> Report {
-    let message = match broken {
-        Broken::Binding(_) => "the server could not be put under your tenant context",
-        Broken::Protocol(_) => "the server connection cannot be followed any further",
-    };
-    Report::new(Sqlstate::CONNECTION_FAILURE, message).hint("Connect again; the log of pgtenant says more.")
-}
-
-/// Brings a server whose binding is queued to rest, without a client: a trial of the client's settings.
-/// Tells what PostgreSQL reported of them.
-///
-/// # Errors
-/// PostgreSQL refused one of the settings, or the connection broke.
-pub async fn settle(
-    pool: &Arc<Pool>,
-    mut server: BoundServer,
-) -> Result<Option<Vec<(String, String)>>, Report> {
-    let (mut heard, mut nothing) = (Heard::default(), BytesMut::new());
-    let mut told = None;
-    loop {
-        if let Some(over) = server.ledger().over() {
-            pool.release(server, over);
-            return Ok(told);
-        }
-        let read = poll_fn(|cx| {
-            if server.poll_send(cx).and_ready(|sent| sent.is_err()) {
-                return Poll::Ready(Ok(0));
-            }
-            server.poll_fill(cx)
-        });
-        if !matches!(read.await, Ok(1..)) {
-            return Err(Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE));
-        }
-        match server.hear(&mut nothing, &mut heard) {
-            Ok(()) => told.get_or_insert_with(Vec::new).append(&mut heard.bound_settings),
-            Err(Broken::Binding(refused)) => {
-                return Err(Report::new(Sqlstate::INVALID_PARAMETER, refused.message)
-                    .hint("Check the settings in the connection string."));
-            }
-            Err(broken) => return Err(binding_or_protocol(&broken)),
-        }
-    }
-}
-
-/// A test of what is ready, which the standard library does not have for `Poll`.
-trait ReadyAnd<T> {
-    fn and_ready(self, test: impl FnOnce(T) -> bool) -> bool;
-}
-
-impl<T> ReadyAnd<T> for Poll<T> {
-    fn and_ready(self, test: impl FnOnce(T) -> bool) -> bool {
-        match self {
-            Poll::Ready(value) => test(value),
-            Poll::Pending => false,
-        }
-    }
-}

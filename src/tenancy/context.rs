@@ -20,7 +20,7 @@ impl TenantId {
     }
 
     /// Reads an id from a claim or a start-up parameter; one spelling per id, so that equal ids are equal texts.
-    pub(super) fn parse(text: &str, id_type: IdType) -> Option<Self> {
+    pub(crate) fn parse(text: &str, id_type: IdType) -> Option<Self> {
         id_type.canonical(text).map(Self)
     }
 }

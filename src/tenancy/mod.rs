@@ -8,6 +8,7 @@ pub mod revoked;
 pub(crate) mod scanner;
 pub mod seal;
 pub mod settings;
+pub mod stakes;
 pub mod statements;
 pub mod text;
 pub mod token_command;

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
 use super::scanner::{Scanner, Token};
+use super::stakes::Stake;
 
 /// Names remembered of one client.
 const MAX_NAMES: usize = 64;
@@ -34,8 +35,10 @@ pub struct Effects {
     pub begins: bool,
     /// It drops prepared statements.
     pub deallocates: Option<Deallocates>,
-    /// How many statements it has.
+    /// How many statements it has, if that was looked at.
     pub statements: usize,
+    /// What may have been committed if no answer comes.
+    pub stake: Stake,
 }
 
 /// What a session keeps for later transactions, and a pooled server cannot.
@@ -119,7 +122,7 @@ pub fn is_plain(sql: &[u8], standard_strings: bool) -> bool {
     if !is_query {
         return false;
     }
-    let Effects { touched, needs_session, leaves, begins, deallocates, statements } =
+    let Effects { touched, needs_session, leaves, begins, deallocates, statements, stake: _ } =
         Effects::of(sql, standard_strings);
     let is_silent = touched == Touched::default() && needs_session.is_none() && !leaves;
     is_silent && !begins && deallocates.is_none() && statements <= 1
@@ -128,7 +131,7 @@ pub fn is_plain(sql: &[u8], standard_strings: bool) -> bool {
 impl Effects {
     /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.
     pub fn of(sql: &[u8], standard_strings: bool) -> Self {
-        let mut effects = Self::default();
+        let mut effects = Self { stake: Stake::of(sql), ..Self::default() };
         if MENTIONS.as_ref().is_some_and(|words| !words.is_match(sql)) {
             return effects;
         }

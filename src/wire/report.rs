@@ -18,6 +18,8 @@ impl Sqlstate {
     pub const CANNOT_CONNECT: Self = Self("08001");
     /// sqlserver_rejected_establishment_of_sqlconnection: PostgreSQL refused the proxy's sign-in.
     pub const SERVER_REJECTED: Self = Self("08004");
+    /// transaction_resolution_unknown: whether it was committed cannot be told.
+    pub const OUTCOME_UNKNOWN: Self = Self("08007");
     /// protocol_violation
     pub const PROTOCOL_VIOLATION: Self = Self("08P01");
     /// feature_not_supported
@@ -48,6 +50,12 @@ impl Sqlstate {
     pub const DUPLICATE_STATEMENT: Self = Self("42P05");
     /// too_many_connections
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
+    /// configuration_limit_exceeded: more than was configured for an organization
+    pub const CONFIGURATION_LIMIT: Self = Self("53400");
+    /// idle_in_transaction_session_timeout
+    pub const IDLE_IN_TRANSACTION: Self = Self("25P03");
+    /// transaction_timeout
+    pub const TRANSACTION_TIMEOUT: Self = Self("25P04");
     /// program_limit_exceeded: longer than a named limit allows
     pub const LIMIT_EXCEEDED: Self = Self("54000");
     /// admin_shutdown

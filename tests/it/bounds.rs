@@ -6,9 +6,9 @@ use pgtenant::cli::demo::throwaway::Options;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::client::{Raw, bind, close, execute, message, parse, raw, sync};
-use crate::harness::eventually;
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared};
+use crate::harness::{eventually, org};
 
 const MEGABYTE: usize = 1024 * 1024;
 
@@ -22,6 +22,26 @@ async fn flood(raw: &mut Raw, chunk: &[u8], limit: usize) -> usize {
         }
     }
     sent
+}
+
+/// Those who come too many wait in the system's queue, and are served when others leave.
+#[tokio::test]
+async fn without_file_descriptors_nobody_is_lost_and_nothing_spins() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).descriptors(48).run().await;
+    assert!(gate.log().contains("too few file descriptors"), "{}", gate.log());
+    let mut waiting = Vec::new();
+    for _ in 0..60 {
+        waiting.push(Raw::connect(&gate).await);
+    }
+    eventually("none left", async || gate.log().contains("cannot accept a client").then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(gate.log().matches("cannot accept a client").count(), 1);
+    let last = waiting.pop();
+    drop(waiting);
+    let mut last = last.unwrap();
+    last.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+    assert_eq!(last.query("SELECT 1").await.error, None);
 }
 
 #[tokio::test]

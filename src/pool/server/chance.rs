@@ -27,6 +27,13 @@ pub(super) fn spread(age: Duration) -> Result<Duration, Unclean> {
     Ok(age.mul_f64(1.0 - 0.1 * share))
 }
 
+/// Between half of a pause and all of it.
+pub fn jittered(pause: Duration) -> Duration {
+    // Without any chance, it is the whole.
+    let share = random().map_or(0, u16::from_be_bytes);
+    pause.mul_f64(1.0 - 0.5 * f64::from(share) / f64::from(u16::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

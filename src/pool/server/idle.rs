@@ -16,6 +16,8 @@ pub trait Resting {
     fn shard(&self) -> Shard;
     /// When it is to be closed.
     fn retires(&self) -> Instant;
+    /// When it was begun to be opened.
+    fn opened(&self) -> Instant;
     /// Whether it still answers.
     fn is_alive(&mut self, cx: &mut Context<'_>) -> bool;
     /// Moves its socket to the calling thread's reactor.
@@ -30,6 +32,9 @@ impl Resting for Core {
     }
     fn retires(&self) -> Instant {
         self.retires
+    }
+    fn opened(&self) -> Instant {
+        self.opened
     }
     fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {
         Core::is_alive(self, cx)
@@ -95,6 +100,12 @@ impl Resting for Idle {
         match self {
             Self::Clean(server, _) => server.0.retires,
             Self::Used(server) => server.core.retires,
+        }
+    }
+    fn opened(&self) -> Instant {
+        match self {
+            Self::Clean(server, _) => server.0.opened,
+            Self::Used(server) => server.core.opened,
         }
     }
     fn is_alive(&mut self, cx: &mut Context<'_>) -> bool {

@@ -26,6 +26,7 @@ impl BoundServer {
             binder: Binder::default(),
             bound_with: None,
             retires: Instant::now(),
+            opened: Instant::now(),
             shard: Shard(0),
             place: Place::new(|_| {}),
         };

@@ -109,7 +109,8 @@ impl Login {
                 )
             }
         };
-        let issuer = gate.settings.keys.issuers().next();
+        let keys = gate.settings().keys.clone();
+        let issuer = keys.issuers().next();
         let challenge = issuer.map(|issuer| bearer::challenge(&issuer.issuer, &issuer.oauth_scope));
         speak::sasl_continue(challenge.unwrap_or_default().into_bytes(), &mut self.out);
         self.send().await?;

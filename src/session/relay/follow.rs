@@ -108,7 +108,7 @@ impl Relay {
             found.remove(settings::READ_ONLY); // the context's
         }
         let Some(settings) =
-            settings::following(&self.own_settings, found, self.client.desk.guard().map(|guard| &**guard))
+            settings::following(&self.own_settings, found, self.client.desk.guard().as_deref())
         else {
             tracing::warn!("a client's settings are too many or too long to follow it");
             return false;

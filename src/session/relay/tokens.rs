@@ -130,6 +130,7 @@ impl Relay {
                 return Err(denied.report);
             }
         };
+        self.attend(&held)?;
         let out = &mut self.client.outgoing;
         if asked.is_simple {
             if asked.is_set_local() {
@@ -158,8 +159,33 @@ impl Relay {
         Held { context: self.terms.shared_context().cloned(), standing: self.standing }
     }
 
+    /// Counts the client as one of the organization that it is about to be of.
+    ///
+    /// # Errors
+    /// That has as many as it may (53300).
+    fn attend(&mut self, held: &Held) -> Result<(), Report> {
+        let Some(organization) = held.context.as_ref().map(|context| context.organization()) else {
+            return Ok(());
+        };
+        if !self.client.attendance.as_ref().is_some_and(|attendance| attendance.is_of(organization)) {
+            self.client.attendance = Some(self.gate.accounts.enter(organization)?);
+        }
+        Ok(())
+    }
+
     fn put_on(&mut self, held: Held) {
         self.standing = held.standing;
+        match held.context.as_ref().map(|context| context.organization()) {
+            None => self.client.attendance = None,
+            // Within a transaction it has come by another token; back, by one that was undone.
+            Some(organization) => {
+                let is_there =
+                    self.client.attendance.as_ref().is_some_and(|attendance| attendance.is_of(organization));
+                if !is_there {
+                    self.client.attendance = Some(self.gate.accounts.come_in(organization));
+                }
+            }
+        }
         let now = self.terms.shared_context().map(Arc::as_ptr);
         if now != held.context.as_ref().map(Arc::as_ptr) {
             let was_read_only = self.terms.is_read_only();

@@ -1,5 +1,7 @@
 //! Token commands within a transaction.
 
+use std::time::Instant;
+
 use super::Turn;
 use crate::pool::due::Due;
 use crate::session::bar::Bar;
@@ -17,6 +19,11 @@ impl Turn<'_> {
     /// # Errors
     /// None may begin any more, and one does.
     pub(super) fn goes_on(&mut self) -> Result<(), Report> {
+        if let Some(limits) = &mut self.limits
+            && !self.server.ledger().is_in_transaction()
+        {
+            limits.begins(Instant::now());
+        }
         let Some(passing) = self.client.desk.passing(&self.under) else { return Ok(()) };
         // What was sent ahead is at the server by now, and cannot be taken back.
         if let Some(report) = passing.filter(|_| !self.server.ledger().is_in_transaction()) {

@@ -23,6 +23,7 @@ pub struct Setup {
     files: Vec<(String, Vec<u8>)>,
     environment: Vec<(String, String)>,
     appended: String,
+    descriptors: Option<u32>,
 }
 
 /// 32 bytes, the same in every database of the tests.
@@ -66,6 +67,7 @@ impl Setup {
             files: Vec::new(),
             environment: Vec::new(),
             appended: String::new(),
+            descriptors: None,
         };
         setup
             .set("listen", "tcp", r#"["127.0.0.1:0"]"#)
@@ -115,6 +117,12 @@ impl Setup {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// So many file descriptors and no more.
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
         self
     }
 
@@ -226,7 +234,13 @@ impl Setup {
     /// The same for configurations that are to be refused: how it ended and what it said.
     pub async fn try_run(self) -> Result<Gate, (ExitStatus, String)> {
         let config = self.write();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pgtenant"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+        if let Some(limit) = self.descriptors {
+            command = Command::new("sh");
+            command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
+            command.arg(env!("CARGO_BIN_EXE_pgtenant"));
+        }
+        let mut child = command
             .args(["serve", "--config"])
             .arg(config.path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -1,0 +1,166 @@
+//! What one organization may take: clients, queries per second, time of its transactions; refused at once where waiting
+//! would be in vain.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::error::DbError;
+
+use crate::harness::client::{Raw, connect, message, raw, try_connect, value};
+use crate::harness::gate::{Gate, Setup};
+use crate::harness::postgres::{self, Database};
+use crate::harness::{eventually, org};
+
+/// With limits for the first organization alone.
+fn limited(database: &Database, limits: &str) -> Setup {
+    Gate::with(database).toml(&format!("[limits.organization.\"{}\"]\n{limits}", org(1)))
+}
+
+async fn refusal(gate: &Gate, n: u32) -> Option<DbError> {
+    let error = try_connect(gate, "app", &gate.token(org(n)).sign()).await.err()?;
+    Some(error.as_db_error().expect("a reason").clone())
+}
+
+async fn code(client: &mut Raw, sql: &str) -> String {
+    client.query(sql).await.error.map_or(String::new(), |(code, _)| code)
+}
+
+#[tokio::test]
+async fn an_organization_has_so_many_clients_and_others_have_theirs() {
+    let database = postgres::shared().database().await;
+    let gate = limited(&database, "max_clients = 2").run().await;
+    let _first = raw(&gate, 1).await;
+    let second = raw(&gate, 1).await;
+    let refused = refusal(&gate, 1).await.expect("a third one is refused");
+    assert_eq!(refused.code().code(), "53300");
+    assert_eq!(refused.message(), "sorry, too many clients of this organization already");
+    assert_eq!(refused.detail(), Some("It may have 2 (limits.max_clients)."));
+    assert!(refused.hint().is_some());
+    let mut other = raw(&gate, 2).await;
+    // It cannot be entered by another token either; who tries stays who it was.
+    let switch = format!("SET pgtenant.token = '{}'", gate.token(org(1)).sign());
+    assert_eq!(code(&mut other, &switch).await, "53300");
+    assert_eq!(other.query("SELECT min(body) FROM items").await.rows[0][0].as_deref(), Some("org-2"));
+    drop(second);
+    eventually("room for another", async || refusal(&gate, 1).await.is_none().then_some(())).await;
+    assert_eq!(code(&mut other, &switch).await, "");
+    assert_eq!(other.query("SELECT min(body) FROM items").await.rows[0][0].as_deref(), Some("org-1"));
+}
+
+#[tokio::test]
+async fn an_organization_asks_so_many_queries_per_second() {
+    let database = postgres::shared().database().await;
+    let gate = limited(&database, "queries_per_second = 5").run().await;
+    let mut client = raw(&gate, 1).await;
+    let mut other = raw(&gate, 2).await;
+    let (mut passed, mut refused) = (0, 0);
+    let began = Instant::now();
+    while refused < 3 {
+        match client.query("SELECT 1").await.error {
+            None => passed += 1,
+            Some((code, message)) => {
+                assert_eq!(code, "53400");
+                assert_eq!(message, "this organization asks more than 5 queries per second");
+                refused += 1;
+            }
+        }
+        assert_eq!(code(&mut other, "SELECT 1").await, "");
+    }
+    let most = 6 + (began.elapsed().as_secs_f64() * 5.0) as usize;
+    assert!((5..=most).contains(&passed), "{passed}");
+    // What has begun goes to its end, and is paid for afterwards.
+    eventually("it may begin again", async || code(&mut client, "BEGIN").await.is_empty().then_some(()))
+        .await;
+    for _ in 0..10 {
+        assert_eq!(code(&mut client, "SELECT 1").await, "");
+    }
+    assert_eq!(code(&mut client, "COMMIT").await, "");
+    assert_eq!(code(&mut client, "SELECT 1").await, "53400");
+    // Nor does sending ahead, or coming anew, help.
+    let ahead = message(b'Q', b"SELECT 1\0").repeat(20);
+    client.send(&ahead).await;
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += usize::from(client.answer().await.error.is_some());
+    }
+    assert!(refused >= 15, "{refused}");
+    assert_eq!(code(&mut raw(&gate, 1).await, "SELECT 1").await, "53400");
+}
+
+#[tokio::test]
+async fn transactions_end_when_their_time_is_over_whatever_their_client_sets() {
+    let database = postgres::shared().database().await;
+    for mode in ["transaction", "session"] {
+        let limits = "transaction_time = \"1s\"\nidle_in_transaction_time = \"400ms\"";
+        let gate = limited(&database, limits).mode(mode).run().await;
+        let admin = database.admin().await;
+        for (texts, expected) in [
+            (&["SET statement_timeout = 0", "SELECT pg_sleep(600)"][..], "25P04"),
+            (&["BEGIN; SET LOCAL statement_timeout = 0", "SELECT pg_sleep(600)"], "25P04"),
+            (&["BEGIN; SET idle_in_transaction_session_timeout = 0", ""], "25P03"),
+        ] {
+            let (mut client, began) = (raw(&gate, 1).await, Instant::now());
+            client.query(texts[0]).await;
+            if !texts[1].is_empty() {
+                client.send(&message(b'Q', format!("{}\0", texts[1]).as_bytes())).await;
+            }
+            let (code, said) = client.expect_error().await;
+            assert_eq!(code, expected, "{texts:?}: {said}");
+            assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+            eventually("its server is gone", async || {
+                let left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app' \
+                            AND (state = 'active' OR state LIKE 'idle in%')";
+                (value(&admin, left).await.unwrap().unwrap() == "0").then_some(())
+            })
+            .await;
+        }
+        // Short ones never notice, nor do others.
+        let (mut short, mut other) = (raw(&gate, 1).await, raw(&gate, 2).await);
+        for _ in 0..8 {
+            assert_eq!(code(&mut short, "SELECT pg_sleep(0.2)").await, "");
+        }
+        assert_eq!(code(&mut other, "SELECT pg_sleep(1.3)").await, "");
+        assert_eq!(code(&mut other, "BEGIN").await, "");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(code(&mut other, "COMMIT").await, "");
+    }
+}
+
+/// Many wait for one server, which is given to one of them every tenth of a second: the last of the line would wait too
+/// long, and hears so at once.
+#[tokio::test]
+async fn who_would_be_served_too_late_hears_so_at_once() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).set("databases.app.pool", "wait_timeout", "\"2s\"");
+    let gate = gate.run().await;
+    let mut clients = Vec::new();
+    for _ in 0..60 {
+        clients.push(connect(&gate, "app", &gate.token(org(1)).sign()).await);
+    }
+    let asks = clients.into_iter().map(|client| {
+        tokio::spawn(async move {
+            let mut refusals = Vec::new();
+            for _ in 0..4 {
+                let began = Instant::now();
+                if let Err(error) = client.query("SELECT pg_sleep(0.1)", &[]).await {
+                    let error = error.as_db_error().expect("a reason").clone();
+                    assert_eq!(error.code().code(), "53300");
+                    refusals.push((error.message().to_owned(), began.elapsed()));
+                }
+            }
+            refusals
+        })
+    });
+    let mut refusals = Vec::new();
+    for asked in asks.collect::<Vec<_>>() {
+        refusals.extend(asked.await.unwrap());
+    }
+    let at_once = |(message, after): &&(String, Duration)| {
+        message.starts_with("no server would come free") && *after < Duration::from_secs(1)
+    };
+    let shed = refusals.iter().filter(at_once).count();
+    assert!(shed >= 20, "{shed} of {refusals:?}");
+    let (_, metrics) = gate.http("/metrics").await;
+    let counted = metrics.lines().find(|line| line.starts_with("pgtenant_shed_queries_total{")).unwrap();
+    assert!(counted.rsplit(' ').next().unwrap().parse::<usize>().unwrap() >= shed);
+    assert!(metrics.contains("pgtenant_oldest_wait_seconds{database=\"app\"}"));
+}
