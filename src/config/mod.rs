@@ -10,6 +10,7 @@ mod limits;
 mod places;
 mod read;
 mod secret;
+mod size;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -56,6 +57,8 @@ pub struct Listen {
     pub unix: Vec<PathBuf>,
     /// Clients beyond this number are refused with 53300.
     pub max_clients: usize,
+    /// Bytes that all clients together may have kept beyond their buffers: texts of prepared statements, long messages.
+    pub max_kept: usize,
     /// From the first byte to `ReadyForQuery`; slower clients are dropped.
     pub sign_in_timeout: Duration,
     /// How long the answer to the first failed sign-in from an address is held back; each further one twice as long.

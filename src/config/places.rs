@@ -8,7 +8,12 @@ use std::time::Duration;
 
 use super::document::{Item, Section};
 use super::read::{HOUR, Named, SECOND, or};
+use super::size::parse_size;
 use super::{Identity, Listen, ListenTls, Server, SslMode};
+
+/// What clients may have kept where nothing is said, and at least: one client may have 16 MiB.
+const USUALLY_KEPT: u64 = 1 << 30;
+const LEAST_KEPT: u64 = 16 << 20;
 
 pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
     let tcp = match section.get("tcp") {
@@ -27,6 +32,14 @@ pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
         Some(item) => item.items().map(|items| items.iter().filter_map(socket_directory).collect()),
     };
     let max_clients = or(section.get("max_clients").map(|i| i.number(1, 1_000_000)), 10_000);
+    let max_kept = section.get("max_kept").map(|item| {
+        let size = item.text().map(|text| parse_size(&text))?;
+        if size.is_none_or(|size| size < LEAST_KEPT) {
+            item.note("must be a size such as \"64MiB\" or \"1GiB\", and at least 16MiB");
+        }
+        size
+    });
+    let max_kept = or(max_kept, USUALLY_KEPT) as usize;
     let sign_in_timeout =
         or(section.get("sign_in_timeout").map(|i| i.duration(SECOND, HOUR)), Duration::from_secs(15));
     let delay = section.get("failed_sign_in_delay").map(|i| i.duration(Duration::ZERO, 5 * SECOND));
@@ -36,6 +49,7 @@ pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
         tcp: tcp?,
         unix: unix?,
         max_clients: max_clients as usize,
+        max_kept,
         sign_in_timeout,
         failed_sign_in_delay,
         tls,

@@ -106,6 +106,10 @@ fn organizations_have_weights_by_their_ids() {
     assert_eq!(config.databases["app"].pool.per_organization, config.databases["app"].pool.size);
     let said = refused(&format!("{SMALL}[limits.organization.acme]\nweight = 4\n"));
     assert!(said.contains("limits.organization.acme: is no organization's id"), "{said}");
+    for size in ["64", "\"1MiB\"", "\"1 GiB\""] {
+        let said = refused(&format!("{SMALL}[listen]\nmax_kept = {size}\n"));
+        assert!(said.contains("listen.max_kept: must be"), "{said}");
+    }
     for (line, key) in [
         ("weight = 0", "limits.weight: "),
         ("max_clients = -1", "limits.max_clients: "),

@@ -46,6 +46,7 @@ fn describe() {
     describe_gauge!("pgtenant_clients", "Connected clients by state: active (on a server), waiting, idle.");
     describe_gauge!("pgtenant_servers", "Server connections by state: active, idle.");
     describe_gauge!("pgtenant_waiting_clients", "Clients that wait for a server.");
+    describe_gauge!("pgtenant_kept_bytes", "Texts of prepared statements and long messages that are kept.");
     describe_gauge!("pgtenant_oldest_wait_seconds", "How long the first of them has waited.");
     describe_counter!(
         "pgtenant_shed_queries_total",
@@ -227,6 +228,11 @@ impl DatabaseMetrics {
         counter!("pgtenant_errors_total", "database" => self.name.clone(), "sqlstate_class" => class)
             .increment(1);
     }
+}
+
+/// Bytes that clients have the proxy keep beyond their buffers.
+pub fn kept(bytes: usize) {
+    gauge!("pgtenant_kept_bytes").set(bytes as f64);
 }
 
 /// Counts sign-ins by their result: `ok`, or why not.

@@ -4,6 +4,7 @@
 //! [`shelf`] and [`shares`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
+pub mod budget;
 mod change;
 pub mod due;
 pub mod holder;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
+use super::budget::{self, Kept};
 use crate::tenancy::inert::{self, Reading};
 use crate::tenancy::text::{self, Effects};
 use crate::wire::frame::split_cstr;
@@ -39,6 +40,8 @@ pub struct Statement {
     shape: OnceLock<Shape>,
     /// The generation of the schema in which this was found to hold.
     verified: AtomicU64,
+    /// What it takes of the memory for all clients.
+    _kept: Kept,
 }
 
 /// A hash of a result's columns: names, types and type modifiers.
@@ -72,6 +75,10 @@ impl Statement {
 
     /// Numbers what a client parsed.
     pub fn new(id: u64, text_and_types: &[u8]) -> Self {
+        Self::keeping(id, text_and_types, budget::keep_anyway(text_and_types.len()))
+    }
+
+    fn keeping(id: u64, text_and_types: &[u8], kept: Kept) -> Self {
         let text = split_cstr(text_and_types).map_or(text_and_types, |(text, _)| text);
         let effects = Effects::of(text, true);
         Self {
@@ -84,6 +91,7 @@ impl Statement {
             outdated: false,
             shape: OnceLock::new(),
             verified: AtomicU64::new(0),
+            _kept: kept,
         }
     }
 
@@ -154,19 +162,36 @@ impl Default for Registry {
     }
 }
 
+impl Shared {
+    /// What nobody holds any more gives way to what somebody needs.
+    fn keep(&mut self, bytes: usize) -> Option<Kept> {
+        loop {
+            if let Some(kept) = budget::keep(bytes) {
+                return Some(kept);
+            }
+            let mut oldest_first = self.by_text.iter().rev();
+            let unheld = oldest_first.find(|(ByText(statement), ())| Arc::strong_count(statement) == 1);
+            let text = unheld.map(|(ByText(statement), ())| statement.text_and_types.clone())?;
+            self.by_text.pop(&*text);
+            self.bytes -= text.len();
+        }
+    }
+}
+
 impl Registry {
-    /// The shared statement for what follows the name in a client's Parse.
-    pub fn intern(&self, text_and_types: &[u8]) -> Arc<Statement> {
+    /// The shared statement for what follows the name in a client's Parse; `None` where all clients together have too much.
+    pub fn intern(&self, text_and_types: &[u8]) -> Option<Arc<Statement>> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         // PostgreSQL would read a text anew that was prepared before something was altered.
         let generation = self.generation();
         if let Some((ByText(statement), ())) = shared.by_text.get_key_value(text_and_types)
             && statement.verified.load(Ordering::Relaxed) >= generation
         {
-            return statement.clone();
+            return Some(statement.clone());
         }
+        let kept = shared.keep(text_and_types.len())?;
         shared.last_id += 1;
-        let statement = Arc::new(Statement::new(shared.last_id, text_and_types));
+        let statement = Arc::new(Statement::keeping(shared.last_id, text_and_types, kept));
         statement.verified.store(generation, Ordering::Relaxed);
         shared.bytes += text_and_types.len();
         // Putting in keeps an equal key that is there already.
@@ -180,7 +205,12 @@ impl Registry {
             let Some((ByText(forgotten), ())) = shared.by_text.pop_lru() else { break };
             shared.bytes -= forgotten.text_and_types.len();
         }
-        statement
+        Some(statement)
+    }
+
+    /// Counts bytes that a client of this pool is about to have kept; `None` where all together have too much.
+    pub fn keep(&self, bytes: usize) -> Option<Kept> {
+        budget::keep(bytes).or_else(|| self.shared.lock().unwrap_or_else(PoisonError::into_inner).keep(bytes))
     }
 
     /// The generation of the schema, as far as it can be seen from here.
@@ -218,34 +248,36 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
     fn equal_texts_share_a_statement_and_types_tell_apart() {
         let registry = Registry::default();
-        let a = registry.intern(b"select $1\0\0\0");
-        assert_eq!(a.id, registry.intern(b"select $1\0\0\0").id);
-        assert_ne!(a.id, registry.intern(b"select $1\0\0\x01\0\0\0\x17").id);
+        let a = registry.intern(b"select $1\0\0\0").unwrap();
+        assert_eq!(a.id, registry.intern(b"select $1\0\0\0").unwrap().id);
+        assert_ne!(a.id, registry.intern(b"select $1\0\0\x01\0\0\0\x17").unwrap().id);
     }
 
     #[test]
     fn an_outdated_statement_is_nobodys_new_one() {
         let registry = Registry::default();
-        let old = registry.intern(b"select *\0\0\0");
+        let old = registry.intern(b"select *\0\0\0").unwrap();
         old.learn(Shape::of(None));
         let outdated = old.as_outdated();
         registry.doubt(&old);
-        let new = registry.intern(b"select *\0\0\0");
+        let new = registry.intern(b"select *\0\0\0").unwrap();
         assert!(outdated.outdated && !old.outdated && !new.outdated && old.id != new.id);
         assert!(old.is_doubtful(registry.generation()), "its other clients are asked about");
         registry.forget(&old);
-        assert_eq!(registry.intern(b"select *\0\0\0").id, new.id, "the new one stays");
+        assert_eq!(registry.intern(b"select *\0\0\0").unwrap().id, new.id, "the new one stays");
     }
 
     #[test]
     fn what_was_told_is_doubtful_after_a_change_until_it_is_looked_at_again() {
         let registry = Registry::default();
-        let statement = registry.intern(b"select *\0\0\0");
+        let statement = registry.intern(b"select *\0\0\0").unwrap();
         let column = |name: &[u8], table: u8, kind: u8| {
             [name, b"\0\0\0\0", &[table], b"\0\x01\0\0\0", &[kind], b"\0\x04\xff\xff\xff\xff\0\0"].concat()
         };
@@ -265,25 +297,25 @@ mod tests {
     #[test]
     fn a_text_is_read_anew_after_a_change() {
         let registry = Registry::default();
-        let old = registry.intern(b"select 1\0\0\0");
+        let old = registry.intern(b"select 1\0\0\0").unwrap();
         registry.schema_changed();
-        let new = registry.intern(b"select 1\0\0\0");
+        let new = registry.intern(b"select 1\0\0\0").unwrap();
         assert_ne!(old.id, new.id);
-        assert_eq!(registry.intern(b"select 1\0\0\0").id, new.id);
+        assert_eq!(registry.intern(b"select 1\0\0\0").unwrap().id, new.id);
         registry.forget(&old);
-        assert_eq!(registry.intern(b"select 1\0\0\0").id, new.id);
+        assert_eq!(registry.intern(b"select 1\0\0\0").unwrap().id, new.id);
         registry.forget(&new);
-        assert_ne!(registry.intern(b"select 1\0\0\0").id, new.id);
+        assert_ne!(registry.intern(b"select 1\0\0\0").unwrap().id, new.id);
     }
 
     #[test]
     fn texts_are_bounded_by_their_bytes() {
         let registry = Registry::default();
         let text = |n: u8| vec![n; MAX_SHARED_BYTES / 4];
-        let ids: Vec<u64> = (0..4).map(|n| registry.intern(&text(n)).id).collect();
-        assert_eq!(registry.intern(&text(0)).id, ids[0]);
-        registry.intern(b"one more");
-        assert_eq!(registry.intern(&text(0)).id, ids[0], "used lately");
-        assert_ne!(registry.intern(&text(1)).id, ids[1], "forgotten");
+        let ids: Vec<u64> = (0..4).map(|n| registry.intern(&text(n)).unwrap().id).collect();
+        assert_eq!(registry.intern(&text(0)).unwrap().id, ids[0]);
+        registry.intern(b"one more").unwrap();
+        assert_eq!(registry.intern(&text(0)).unwrap().id, ids[0], "used lately");
+        assert_ne!(registry.intern(&text(1)).unwrap().id, ids[1], "forgotten");
     }
 }

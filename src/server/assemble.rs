@@ -20,7 +20,7 @@ use crate::net::dial::Dialer;
 use crate::net::tls::{self, TlsError};
 use crate::net::watched::{Outcome, Watch, Watched};
 use crate::observe::metrics::{self, DatabaseMetrics};
-use crate::pool::{Pool, PoolSettings};
+use crate::pool::{Pool, PoolSettings, budget};
 use crate::session::{Gate, GateSettings};
 use crate::tenancy::context::{Mapping, no_payload};
 use crate::tenancy::guard::Guard;
@@ -51,6 +51,7 @@ pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
         .map_err(|e| ServeError::Configuration(format!("cannot start metrics: {e}")))?;
     let limits = Arc::new(ArcSwap::new(config.limits.clone()));
     let lasting = Lasting { limits, sealer: sealer(config)? };
+    budget::limit_to(config.listen.max_kept);
     let keys = keys(config)?;
     let made = make(config, keys, &lasting)?;
     let pools = Pools::default();
@@ -62,6 +63,7 @@ pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
         metrics,
         publish: Box::new(move || {
             published.publish();
+            metrics::kept(budget::kept());
             jwks::publish(&fetched.settings().keys);
         }),
         unready: Box::new(move || match watched.is_draining() {
@@ -84,6 +86,7 @@ pub(super) fn put_in_force(
     let made = make(config, keys, lasting)?;
     lasting.limits.store(config.limits.clone());
     gate.accounts.limits_changed();
+    budget::limit_to(config.listen.max_kept);
     fill(pools, config, &made.connectors, lasting);
     gate.is_changed(made.settings(pools.by_name(config)));
     Ok(made.watches(gate))

@@ -261,11 +261,19 @@ impl Message<'_> {
             }
             incoming.consume(self.header.frame());
             self.requests.parse(&body, self.server, self.statements, self.registry);
+            Ok(Taken::Done)
         } else {
-            incoming.consume(HEADER);
-            self.requests.collecting = Some((self.header.body, Vec::new()));
+            Ok(self.collect(incoming))
         }
-        Ok(Taken::Done)
+    }
+
+    /// What is longer than a buffer is read when it is here whole.
+    fn collect(&mut self, incoming: &mut Buffer) -> Taken {
+        if !self.requests.collects(self.header, self.registry) {
+            return self.refuse(&prepared::no_memory());
+        }
+        incoming.consume(HEADER);
+        Taken::Done
     }
 
     fn take_unnamed_parse(&mut self, incoming: &mut Buffer) -> Result<Taken, Report> {
@@ -280,9 +288,7 @@ impl Message<'_> {
             return self.stream(incoming, Some(Due::ParseUnnamed(None)));
         }
         if !self.is_whole(incoming) {
-            incoming.consume(HEADER);
-            self.requests.collecting = Some((self.header.body, Vec::new()));
-            return Ok(Taken::Done);
+            return Ok(self.collect(incoming));
         }
         let text_and_types = self.body(incoming)[1..].to_vec();
         let effects = self.requests.effects_of(&text_and_types);
@@ -387,7 +393,10 @@ impl Message<'_> {
     fn is_being_placed(&mut self, body: &[u8]) -> bool {
         let text = split_cstr(body).map(|(_, text)| text);
         let ledger = self.server.ledger();
-        ledger.is_batch_before() && text.is_some_and(|text| ledger.is_placing(self.registry.intern(text).id))
+        ledger.is_batch_before()
+            && text
+                .and_then(|text| self.registry.intern(text))
+                .is_some_and(|known| ledger.is_placing(known.id))
     }
 
     /// Whether what a name means, or whether the server has it, must wait for the answers to an earlier batch.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::pool::budget::{self, Kept};
 use crate::pool::due::{Deallocated, Due, Said, Unnamed};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Statement;
@@ -23,6 +24,8 @@ pub struct ClientStatements {
     bytes: usize,
     /// Text and types of the unnamed statement, while it was short enough to be remembered.
     unnamed: Unnamed,
+    /// What that takes of the memory for all clients, if it is long.
+    unnamed_kept: Option<Kept>,
 }
 
 /// Why a name cannot be given.
@@ -32,6 +35,13 @@ pub enum NameRefused {
     Taken,
     /// 54000
     TooMany,
+}
+
+/// All clients together have the proxy keep as much as it may.
+pub fn no_memory() -> Report {
+    Report::new(Sqlstate::OUT_OF_MEMORY, "the proxy keeps no more texts of its clients")
+        .detail("listen.max_kept of pgtenant is reached.")
+        .hint("Close statements that are not used, or raise listen.max_kept.")
 }
 
 impl NameRefused {
@@ -120,7 +130,14 @@ impl ClientStatements {
 
     /// Remembers the unnamed statement, so that it follows the client to another server; none when it is too long.
     pub fn remember_unnamed(&mut self, text_and_types: Unnamed) {
-        let fits = |text: &Arc<[u8]>| text.len() + self.bytes <= MAX_CLIENT_STATEMENT_BYTES;
+        self.unnamed_kept = None;
+        let fits = |text: &Arc<[u8]>| {
+            if text.len() > budget::UNCOUNTED {
+                self.unnamed_kept = budget::keep(text.len());
+            }
+            text.len() + self.bytes <= MAX_CLIENT_STATEMENT_BYTES
+                && (text.len() <= budget::UNCOUNTED || self.unnamed_kept.is_some())
+        };
         self.unnamed = text_and_types.filter(fits);
     }
 

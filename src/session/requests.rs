@@ -12,6 +12,7 @@ use super::prepared::{self, ClientStatements};
 use super::tokens::{self, Asked, Meaning, TokenStatements};
 use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
+use crate::pool::budget::Kept;
 use crate::pool::due::{Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
@@ -28,7 +29,7 @@ pub struct Requests {
     /// Bytes of the current message still to come, and whether the server gets them.
     pub(super) body: Option<(usize, bool)>,
     /// A Parse that is longer than a buffer, being collected.
-    pub(super) collecting: Option<(usize, Vec<u8>)>,
+    pub(super) collecting: Option<(usize, Vec<u8>, Kept)>,
     /// The batch has failed: as the server does, skip everything up to Sync.
     pub(super) skipping: bool,
     /// Past [`MAX_OUTSTANDING`], the server was asked to answer without waiting for a Sync.
@@ -236,8 +237,11 @@ impl Requests {
                 }
                 Judged::Collect => {
                     self.has_carried = true;
+                    if !self.collects(header, registry) {
+                        self.refuse(header, &prepared::no_memory(), server);
+                        continue;
+                    }
                     incoming.consume(HEADER);
-                    self.collecting = Some((header.body, Vec::new()));
                     self.guarded.collects_query = true;
                     continue;
                 }
@@ -310,16 +314,22 @@ impl Requests {
         self.body.is_none()
     }
 
+    /// Begins to collect a message, if all clients together do not have too much; it is counted as announced.
+    pub(super) fn collects(&mut self, header: Header, registry: &Registry) -> bool {
+        self.collecting = registry.keep(header.body).map(|kept| (header.body, Vec::new(), kept));
+        self.collecting.is_some()
+    }
+
     /// Collects a Parse that is longer than a buffer. The vector grows by what arrived, not by what was announced.
     fn collect(&mut self, incoming: &mut Buffer) -> Option<Vec<u8>> {
-        let (wanted, bytes) = self.collecting.as_mut()?;
+        let (wanted, bytes, _) = self.collecting.as_mut()?;
         let here = incoming.filled().len().min(*wanted - bytes.len());
         bytes.extend_from_slice(&incoming.filled()[..here]);
         incoming.consume(here);
         if bytes.len() < *wanted {
             return None;
         }
-        self.collecting.take().map(|(_, bytes)| bytes)
+        self.collecting.take().map(|(_, bytes, _)| bytes)
     }
 
     /// What is longer than a buffer is here whole.
@@ -381,7 +391,9 @@ impl Requests {
         let Some((name, text_and_types)) = split_cstr(body) else {
             return self.say_error(&Violation::Malformed(tag::PARSE).into(), server);
         };
-        let statement = registry.intern(text_and_types);
+        let Some(statement) = registry.intern(text_and_types) else {
+            return self.say_error(&prepared::no_memory(), server);
+        };
         if let Some(report) = permitted::refusal_at_parse(self.mode, &statement.effects) {
             return self.say_error(&report, server);
         }

@@ -56,6 +56,8 @@ impl Sqlstate {
     pub const IDLE_IN_TRANSACTION: Self = Self("25P03");
     /// transaction_timeout
     pub const TRANSACTION_TIMEOUT: Self = Self("25P04");
+    /// out_of_memory
+    pub const OUT_OF_MEMORY: Self = Self("53200");
     /// program_limit_exceeded: longer than a named limit allows
     pub const LIMIT_EXCEEDED: Self = Self("54000");
     /// admin_shutdown

@@ -24,6 +24,46 @@ async fn flood(raw: &mut Raw, chunk: &[u8], limit: usize) -> usize {
     sent
 }
 
+/// Each may keep 16 MiB of statements; all together less than all of that.
+#[tokio::test]
+async fn all_clients_together_keep_no_more_than_they_may() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).set("listen", "max_kept", "\"16MiB\"").run().await;
+    let text = |client: usize, n: usize| format!("SELECT '{client} {n} {}'", "x".repeat(MEGABYTE));
+    let (mut clients, mut kept, mut refused) = (Vec::new(), 0, 0);
+    for index in 0..6 {
+        let mut client = raw(&gate, 1).await;
+        for n in 0..4 {
+            client.send(&[parse(&format!("s{n}"), &text(index, n)), sync()].concat()).await;
+            match client.answer().await.error {
+                None => kept += 1,
+                Some((code, message)) => {
+                    assert_eq!(
+                        (code.as_str(), message.as_str()),
+                        ("53200", "the proxy keeps no more texts of its clients")
+                    );
+                    refused += 1;
+                }
+            }
+        }
+        clients.push(client);
+    }
+    assert!((8..=16).contains(&kept) && refused >= 8, "{kept} {refused}");
+    let (_, metrics) = gate.http("/metrics").await;
+    let bytes = metrics.lines().find(|line| line.starts_with("pgtenant_kept_bytes ")).unwrap();
+    assert!(bytes.rsplit(' ').next().unwrap().parse::<usize>().unwrap() <= 16 * MEGABYTE);
+    // What they had is for others when they are gone; and short ones pass all the while.
+    let last = clients.last_mut().unwrap();
+    assert_eq!(last.query("SELECT 1").await.error, None);
+    clients.clear();
+    eventually("room again", async || {
+        let mut client = raw(&gate, 2).await;
+        client.send(&[parse("s", &text(9, 9)), bind("s"), execute(), sync()].concat()).await;
+        client.answer().await.error.is_none().then_some(())
+    })
+    .await;
+}
+
 /// Those who come too many wait in the system's queue, and are served when others leave.
 #[tokio::test]
 async fn without_file_descriptors_nobody_is_lost_and_nothing_spins() {
