@@ -63,6 +63,8 @@ pub struct Listen {
     pub sign_in_timeout: Duration,
     /// How long the answer to the first failed sign-in from an address is held back; each further one twice as long.
     pub failed_sign_in_delay: Duration,
+    /// From SIGTERM, when readiness turns off, until nobody is accepted any more.
+    pub drain_delay: Duration,
     /// Absent: no TLS is offered to clients.
     pub tls: Option<ListenTls>,
 }

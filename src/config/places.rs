@@ -44,6 +44,8 @@ pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
         or(section.get("sign_in_timeout").map(|i| i.duration(SECOND, HOUR)), Duration::from_secs(15));
     let delay = section.get("failed_sign_in_delay").map(|i| i.duration(Duration::ZERO, 5 * SECOND));
     let failed_sign_in_delay = or(delay, Duration::from_millis(100));
+    let delay = section.get("drain_delay").map(|i| i.duration(Duration::ZERO, 10 * SECOND));
+    let drain_delay = or(delay, SECOND);
     let tls = listen_tls(&section.section("tls"));
     Some(Listen {
         tcp: tcp?,
@@ -52,6 +54,7 @@ pub(super) fn listen(section: &Section<'_, '_>) -> Option<Listen> {
         max_kept,
         sign_in_timeout,
         failed_sign_in_delay,
+        drain_delay,
         tls,
     })
 }

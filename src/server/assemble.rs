@@ -66,9 +66,9 @@ pub(super) fn assemble(config: &Config) -> Result<Assembled, ServeError> {
             metrics::kept(budget::kept());
             jwks::publish(&fetched.settings().keys);
         }),
-        unready: Box::new(move || match watched.is_draining() {
-            true => vec!["draining: pgtenant is shutting down".to_owned()],
-            false => [checked.troubles(), jwks::troubles(&watched.settings().keys)].concat(),
+        unready: Box::new(move || match watched.wants_clients() {
+            false => vec!["draining: pgtenant is shutting down".to_owned()],
+            true => [checked.troubles(), jwks::troubles(&watched.settings().keys)].concat(),
         }),
     };
     Ok(Assembled { gate, pools, endpoints, watches, lasting })
@@ -246,6 +246,7 @@ fn settings(
         tls_required: config.listen.tls.as_ref().is_some_and(|tls| tls.require),
         sign_in_timeout: config.listen.sign_in_timeout,
         failed_sign_in_delay: config.listen.failed_sign_in_delay,
+        drain_delay: config.listen.drain_delay,
         max_clients: config.listen.max_clients,
         databases: config.databases.clone(),
         roles: config.roles.clone(),

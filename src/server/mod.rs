@@ -125,7 +125,9 @@ impl Proxy {
             .map(|listener| tokio::spawn(shards::accept(listener, self.gate.clone(), shards.clone())))
             .collect();
         stop.await;
-        // Readiness turns off with the drain; the socket closes so that a balancer tries elsewhere.
+        // Balancers take a while to notice; who still comes is served.
+        self.gate.is_ending();
+        tokio::time::sleep(self.gate.settings().drain_delay).await;
         for listener in accepting {
             listener.abort();
             let _ = listener.await; // a socket's file goes with it

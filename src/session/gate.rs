@@ -33,6 +33,8 @@ pub struct GateSettings {
     pub sign_in_timeout: Duration,
     /// What the first failed sign-in from an address costs.
     pub failed_sign_in_delay: Duration,
+    /// From SIGTERM, when readiness turns off, until nobody is accepted any more.
+    pub drain_delay: Duration,
     /// Clients at most.
     pub max_clients: usize,
     /// The databases by the name that clients use.
@@ -77,6 +79,7 @@ pub struct Gate {
     /// Passwords in clear that are hashed at the same time.
     pub hashing: Semaphore,
     revocations: AtomicU64,
+    unready: AtomicBool,
     draining: AtomicBool,
     drain: Notify,
     clients: AtomicUsize,
@@ -94,6 +97,7 @@ impl Gate {
             turned_away: Semaphore::new(MAX_TURNED_AWAY),
             hashing: Semaphore::new(MAX_HASHING),
             revocations: AtomicU64::new(0),
+            unready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             drain: Notify::new(),
             clients: AtomicUsize::new(0),
@@ -114,6 +118,16 @@ impl Gate {
     /// The pool that serves a database and a role.
     pub fn pool(&self, database: &str, role: &str) -> Option<Arc<Pool>> {
         self.settings.load().pools.get(&(database.to_owned(), role.to_owned())).cloned()
+    }
+
+    /// The end is near: balancers are to send nobody here any more. Who comes all the same is served.
+    pub fn is_ending(&self) {
+        self.unready.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether balancers are to send clients here.
+    pub fn wants_clients(&self) -> bool {
+        !self.unready.load(Ordering::Relaxed)
     }
 
     /// Whether idle clients are to leave and no transaction is to begin.

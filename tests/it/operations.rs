@@ -86,6 +86,18 @@ async fn a_second_signal_ends_it_at_once() {
     assert!(asked.elapsed() < Duration::from_secs(5));
 }
 
+/// A balancer notices only when it asks.
+#[tokio::test]
+async fn who_comes_while_balancers_notice_is_served() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).set("listen", "drain_delay", "\"4s\"").run().await;
+    gate.signal("TERM");
+    eventually("readiness to end", async || (gate.http("/readyz").await.0 == 503).then_some(())).await;
+    let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    value(&client, "SELECT 1").await.unwrap();
+    assert_eq!(gate.wait_exit(Duration::from_secs(20)).await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn metrics_tell_what_happened() {
     let database = postgres::shared().database().await;
