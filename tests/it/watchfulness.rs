@@ -69,6 +69,8 @@ async fn every_refusal_leaves_one_line() {
         .await
         .unwrap();
     assert!(value(&tampering, "SELECT count(*) FROM items WHERE body = 'a-literal'").await.is_err());
+    let (_, metrics) = gate.http("/metrics").await;
+    assert!(metrics.contains("pgtenant_seal_refusals_total{database=\"app\"} 1\n"), "{metrics}");
     drop(tampering);
     let found = eventually("four lines", async || Some(lines(&gate)).filter(|lines| lines.len() == 4)).await;
     let field = |index: usize, name: &str| found[index][name].as_str().unwrap_or_default().to_owned();
