@@ -29,6 +29,8 @@ pub struct Entry {
     pub outcome: Outcome,
     /// The error's code, or what else became of it.
     pub why: String,
+    /// What was being asked when that came.
+    pub at: String,
 }
 
 /// How a client that does not come back ended.
@@ -147,7 +149,7 @@ pub async fn audit(book: &Book, admin: &Client) -> Audit {
     for row in admin.query("SELECT id::text, organization_id::text FROM transfers", &[]).await.unwrap() {
         there.entry(row.get(0)).or_insert_with(|| (row.get(1), 0)).1 += 1;
     }
-    for Entry { organization, id, outcome, why } in book.entries.lock().unwrap().iter() {
+    for Entry { organization, id, outcome, why, at } in book.entries.lock().unwrap().iter() {
         let (whose, times) = there.remove(id).unwrap_or_else(|| (org(*organization), 0));
         let is_right = match outcome {
             Outcome::Committed => times == 1,
@@ -155,9 +157,9 @@ pub async fn audit(book: &Book, admin: &Client) -> Audit {
             Outcome::Failed => times == 0,
         };
         if !is_right || whose != org(*organization) {
-            audit
-                .wrong
-                .push(format!("transfer {id}: {outcome:?} ({why}), and {times} times there, of {whose}"));
+            audit.wrong.push(format!(
+                "transfer {id}: {outcome:?} ({why}, {at}), and {times} times there, of {whose}"
+            ));
         }
         if *outcome == Outcome::Unknown && times == 1 {
             audit.unknown_there += 1;

@@ -85,6 +85,7 @@ impl Workload {
                 dice: Dice(terms.seed ^ (n as u64 + 1).wrapping_mul(0x5851_f42d_4c95_7f2d)),
                 book: book.clone(),
                 in_transaction: false,
+                at: String::new(),
             };
             clients.push(tokio::spawn(member.works()));
         }
@@ -123,6 +124,8 @@ struct Member {
     dice: Dice,
     book: Arc<Book>,
     in_transaction: bool,
+    /// What it asked last.
+    at: String,
 }
 
 /// A transfer to be made.
@@ -249,6 +252,7 @@ impl Member {
             }
             return Err(trouble);
         }
+        self.at = "COMMIT".to_owned();
         let answer = session.query("COMMIT").await;
         let settled = self.settle(transfer, answer, "COMMIT");
         self.in_transaction = matches!(settled, Err(Trouble::Lost(_)));
@@ -262,6 +266,7 @@ impl Member {
         is_prepared: bool,
     ) -> Result<(), Trouble> {
         let Transfer { id, payer, payee, amount } = transfer;
+        self.at = "BEGIN".to_owned();
         let begun = fine(session.query("BEGIN").await?)?;
         self.in_transaction = true;
         if begun.tags != ["BEGIN"] {
@@ -287,6 +292,7 @@ impl Member {
         let [first, second] =
             steps.map(|(account, amount)| fill(TAKE, &[marker.as_str(), amount.as_str(), account.as_str()]));
         let note = fill(NOTE, &[marker.as_str(), id, payer, payee, amount]);
+        self.at = "all in one text".to_owned();
         let answer = session.query(&format!("BEGIN; {first}; {second}; {note}; COMMIT")).await;
         if let Ok(answer) = &answer
             && answer.error.is_none()
@@ -305,6 +311,7 @@ impl Member {
     async fn in_one_statement(&mut self, session: &mut Session, transfer: &Transfer) -> Result<(), Trouble> {
         let Transfer { id, payer, payee, amount } = transfer;
         let marker = self.marker();
+        self.at = "one statement".to_owned();
         let answer = session.execute("whole", WHOLE, &[&marker, id, payer, payee, amount]).await;
         if let Ok(answer) = &answer
             && answer.error.is_none()
@@ -336,6 +343,7 @@ impl Member {
     ) -> Result<Answer, Trouble> {
         let marker = self.marker();
         let values = [&[marker.as_str()], values].concat();
+        self.at = format!("{name}, {}", if is_prepared { "prepared" } else { "simple" });
         let answer = match is_prepared {
             true => session.execute(name, sql, &values).await?,
             false => session.query(&fill(sql, &values)).await?,
@@ -386,11 +394,11 @@ impl Member {
     }
 
     fn enter(&self, transfer: &Transfer, outcome: Outcome, why: &Trouble) {
-        let why = match why {
-            Trouble::Lost(lost) => lost.word(),
-            Trouble::Told(code) => code.clone(),
+        let (why, at) = match why {
+            Trouble::Lost(lost) => (lost.word(), format!("closed at {}", self.at)),
+            Trouble::Told(code) => (code.clone(), format!("told at {}", self.at)),
         };
-        let entry = Entry { organization: self.organization, id: transfer.id.clone(), outcome, why };
+        let entry = Entry { organization: self.organization, id: transfer.id.clone(), outcome, why, at };
         self.book.entries.lock().unwrap().push(entry);
     }
 }

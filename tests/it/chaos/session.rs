@@ -109,9 +109,12 @@ impl Session {
 
     /// The statement is closed, and prepared anew when it is next used.
     pub async fn forget(&mut self, name: &'static str) -> Result<(), Lost> {
-        if self.prepared.remove(name) {
+        if self.prepared.contains(name) {
             self.send(&[close(name), sync()].concat()).await;
-            self.answer().await?;
+            // A Close that was refused has closed nothing.
+            if self.answer().await?.error.is_none() {
+                self.prepared.remove(name);
+            }
         }
         Ok(())
     }
@@ -185,4 +188,23 @@ fn bind(name: &str, values: &[&str]) -> Vec<u8> {
     }
     body.extend([0, 0]);
     message(b'B', &body)
+}
+
+/// What a client was told is the server's word, or the proxy's: a name that a refused batch would have given is free.
+#[tokio::test]
+async fn a_refused_batch_gives_no_name() {
+    use crate::harness::gate::Gate;
+    use crate::harness::org;
+    let database = crate::harness::postgres::shared().database().await;
+    let setup = Gate::with(&database).pool_size(1);
+    let gate = setup.set("databases.app.pool", "wait_timeout", "\"300ms\"").run().await;
+    let token = gate.token(org(1)).sign();
+    let mut holder = Session::open(gate.port(), &token).await.unwrap();
+    holder.query("BEGIN").await.unwrap();
+    let mut waiter = Session::open(gate.port(), &token).await.unwrap();
+    let answer = waiter.execute("one", "SELECT 1", &[]).await.unwrap();
+    assert_eq!(answer.error.unwrap().0, "53300");
+    holder.query("COMMIT").await.unwrap();
+    let answer = waiter.execute("one", "SELECT 1", &[]).await.unwrap();
+    assert_eq!(answer.error, None);
 }
