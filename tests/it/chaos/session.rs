@@ -145,9 +145,14 @@ impl Session {
 
     async fn collect(&mut self) -> Result<Answer, Lost> {
         let mut answer = Answer::default();
+        let mut is_over = false;
         loop {
             let code = answer.error.as_ref().map(|(code, _)| code.clone());
             let (kind, body) = self.hear(&code).await?;
+            if is_over {
+                return Err(Lost::Garbled(format!("'{}' after FATAL {code:?}", char::from(kind))));
+            }
+            is_over = kind == b'E' && body.starts_with(b"SFATAL\0");
             match kind {
                 b'D' => answer.rows.push(columns(&body)),
                 b'C' => answer.tags.push(String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned()),
@@ -190,21 +195,36 @@ fn bind(name: &str, values: &[&str]) -> Vec<u8> {
     message(b'B', &body)
 }
 
-/// What a client was told is the server's word, or the proxy's: a name that a refused batch would have given is free.
+/// What PostgreSQL says of itself behind an answer is not taken for the answer to the next question.
 #[tokio::test]
-async fn a_refused_batch_gives_no_name() {
+async fn the_end_of_a_server_behind_an_answer_is_no_answer() {
     use crate::harness::gate::Gate;
     use crate::harness::org;
     let database = crate::harness::postgres::shared().database().await;
-    let setup = Gate::with(&database).pool_size(1);
-    let gate = setup.set("databases.app.pool", "wait_timeout", "\"300ms\"").run().await;
-    let token = gate.token(org(1)).sign();
-    let mut holder = Session::open(gate.port(), &token).await.unwrap();
-    holder.query("BEGIN").await.unwrap();
-    let mut waiter = Session::open(gate.port(), &token).await.unwrap();
-    let answer = waiter.execute("one", "SELECT 1", &[]).await.unwrap();
-    assert_eq!(answer.error.unwrap().0, "53300");
-    holder.query("COMMIT").await.unwrap();
-    let answer = waiter.execute("one", "SELECT 1", &[]).await.unwrap();
-    assert_eq!(answer.error, None);
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut session = Session::open(gate.port(), &gate.token(org(1)).sign()).await.unwrap();
+    session.query("SELECT 1").await.unwrap();
+    let admin = database.admin().await;
+    let answer = async {
+        let answer = session.query("SELECT pg_sleep(0.3), 'first'").await;
+        (answer, session)
+    };
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        // Answer and end are read at once.
+        gate.signal("STOP");
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let servers = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                       WHERE usename = 'app' AND datname = current_database()";
+        admin.batch_execute(servers).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        gate.signal("CONT");
+    };
+    let ((answer, mut session), ()) = tokio::join!(answer, end);
+    assert_eq!(answer.unwrap().rows[0][1].as_deref(), Some("first"));
+    // It goes on as if nothing had been, or it is told that it does not.
+    match session.query("SELECT 'second'").await {
+        Ok(answer) => assert_eq!((answer.error, answer.rows.len()), (None, 1)),
+        Err(lost) => assert_eq!(lost, Lost::Closed(Some("57P01".to_owned()))),
+    }
 }
