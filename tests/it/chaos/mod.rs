@@ -1,7 +1,7 @@
 //! What the proxy does when everything around it fails: PostgreSQL, the network, its clients, and itself by SIGTERM.
 //!
 //! Small by default; `make chaos` runs it at full size and writes `tests/chaos/RESULTS.md`. `CHAOS_SEED` repeats a run as
-//! far as time lets it.
+//! far as time lets it; `CHAOS_KINDS="RestartFast Frozen"` has only these faults.
 
 mod faults;
 mod ground;

@@ -207,7 +207,8 @@ fn counts(of: &BTreeMap<String, usize>) -> String {
 fn next(deck: &mut Vec<Fault>, dice: &mut Dice) -> Fault {
     if deck.is_empty() {
         let only = std::env::var("CHAOS_KINDS").unwrap_or_default();
-        deck.extend(Fault::ALL.iter().filter(|kind| only.is_empty() || only.contains(&format!("{kind:?}"))));
+        let is_named = |kind: &&Fault| only.split_whitespace().any(|name| name == format!("{kind:?}"));
+        deck.extend(Fault::ALL.iter().filter(|kind| only.is_empty() || is_named(kind)));
         assert!(!deck.is_empty(), "CHAOS_KINDS={only} names none of {:?}", Fault::ALL);
     }
     let at = dice.roll(deck.len() as u64) as usize;

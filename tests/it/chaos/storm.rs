@@ -55,8 +55,9 @@ async fn a_storm_of_connections_leaves_nothing() {
         after.push(settled(&gate).await);
     }
     let took = begun.elapsed();
-    // What the first wave needs at once is no leak.
-    let [(descriptors, memory), (descriptors_after, memory_after)] = [after[0], after[after.len() - 1]];
+    // What the first waves need at once is no leak: a leak goes on.
+    let [(descriptors, first), (_, memory), (descriptors_after, memory_after)] =
+        [after[0], after[2], after[after.len() - 1]];
     report.row("connections", "50000", &(served + rubbish).to_string(), served + rubbish >= 50_000);
     report.row("good ones that were not served", "0", &unserved.to_string(), unserved == 0);
     let keeps_descriptors = descriptors_after <= descriptors + 8;
@@ -68,10 +69,16 @@ async fn a_storm_of_connections_leaves_nothing() {
     );
     let keeps_memory = memory_after <= memory + memory / 10 + SLACK_KIB;
     report.row(
-        "resident memory after the first wave, and in the end",
+        "resident memory after the third of five waves, and in the end: a leak",
         "no more than a tenth and 6 MiB above",
         &format!("{memory} KiB, then {memory_after} KiB"),
         keeps_memory,
+    );
+    report.row(
+        "resident memory after the first wave, and in the end: what is kept",
+        "no more than a tenth and 6 MiB above",
+        &format!("{first} KiB, then {memory_after} KiB"),
+        memory_after <= first + first / 10 + SLACK_KIB,
     );
     report.text(&format!(
         "{at_once} at a time, {} in all: {served} that asked a query, and {rubbish} that sent random bytes, half a start-up, TLS, \
