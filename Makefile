@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test isolation model fuzz traffic drivers soak lint bench clean
+.PHONY: help demo test isolation chaos model fuzz traffic drivers soak lint bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ test: ## all tests, against every PostgreSQL version there is
 isolation: ## the attacks of tests/it/isolation beside another pooler (ARGS="--target pgbouncer"); writes its RESULTS.md
 	@deploy/prerequisites.sh psql $(if $(findstring /,$(ARGS)),,pgbouncer)
 	tests/isolation.sh $(ARGS)
+
+chaos: ## faults, SIGTERM, noisy neighbours, storms of connections, a soak, at full size (ARGS="--only faults"); tests/chaos/RESULTS.md
+	@deploy/prerequisites.sh psql
+	tests/chaos.sh $(ARGS)
 
 model: ## random interleavings of clients, tokens, transactions and errors against a model: a million steps, half an hour
 	@deploy/prerequisites.sh psql

@@ -246,7 +246,8 @@ impl<'a> Turn<'a> {
             self.client.outgoing.extend_from_slice(self.server.run());
             self.server.passed(self.server.run().len());
         }
-        End::Over(over)
+        // PostgreSQL ended the session behind the last answer: it would be taken for the answer to what comes next.
+        if self.told_fatal { End::Closed } else { End::Over(over) }
     }
 
     /// Moves what can be moved and tells what arrived. Towards the client comes first: its next query waits for it.

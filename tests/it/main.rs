@@ -5,6 +5,7 @@ mod acting;
 mod bounds;
 mod certificates;
 mod channel_binding;
+mod chaos;
 mod cleaning;
 mod commands;
 mod differential;

@@ -350,7 +350,8 @@ pub fn error_fields(body: &[u8]) -> (String, String) {
     (field(b'C'), field(b'M'))
 }
 
-fn columns(body: &[u8]) -> Vec<Option<String>> {
+/// The values of a DataRow, as text.
+pub fn columns(body: &[u8]) -> Vec<Option<String>> {
     let mut rest = &body[2..];
     let mut columns = Vec::new();
     while let Some((length, after)) = rest.split_at_checked(4) {

@@ -6,7 +6,7 @@ mod actor;
 mod crowd;
 mod data;
 mod forged;
-mod report;
+pub mod report;
 mod stage;
 
 use std::path::PathBuf;

@@ -132,7 +132,7 @@ async fn other(target: &str, database: &Database) -> (Target, String) {
     };
     let version = Command::new(&program).arg("--version").output().unwrap();
     let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-    let bouncer = Bouncer::start(&program, database);
+    let bouncer = Bouncer::start(&program, database, 1);
     let port = bouncer.port;
     crate::harness::eventually("PgBouncer", async || {
         tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop)
@@ -143,15 +143,16 @@ async fn other(target: &str, database: &Database) -> (Target, String) {
     (target, version)
 }
 
-/// PgBouncer in transaction mode with one server connection.
-struct Bouncer {
+/// PgBouncer in transaction mode, for the application's role.
+pub struct Bouncer {
     child: Child,
-    port: u16,
+    pub port: u16,
     _folder: tempfile::TempDir,
 }
 
 impl Bouncer {
-    fn start(program: &Path, database: &Database) -> Self {
+    /// With so many server connections.
+    pub fn start(program: &Path, database: &Database, size: usize) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::Builder::new().prefix("pgtenant-it-").tempdir().unwrap();
         let open = std::fs::Permissions::from_mode(0o755);
@@ -162,7 +163,7 @@ impl Bouncer {
         let ini = folder.path().join("ini");
         let text = format!(
             "[databases]\napp = host=127.0.0.1 port={} dbname={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = 1\n\
+             unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 1000\n\
              ignore_startup_parameters = options,extra_float_digits\nserver_tls_sslmode = disable\nclient_tls_sslmode = disable\n",
             database.port,
             database.name,
