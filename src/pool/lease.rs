@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use lru::LruCache;
+use tokio::sync::Notify;
 
 use super::change::PAUSED;
 use super::queue::{Queue, Turn, Unserved};
@@ -61,6 +62,8 @@ pub struct Pool {
     pub(super) settings: PoolSettings,
     registry: Registry,
     state: Mutex<State>,
+    /// A server was opened: who pauses before it tries again need not.
+    pub(super) answers: Notify,
 }
 
 #[derive(Default)]
@@ -71,10 +74,14 @@ pub(super) struct State {
     /// Places taken: servers in any state, those being opened or cleaned included.
     pub(super) open: usize,
     pub(super) opening: usize,
+    /// Of those being opened, whose server has not answered for so long that others are tried beside them.
+    pub(super) slow: usize,
     /// ParameterStatus of the newest server.
     pub(super) parameters: Option<Arc<BTreeMap<String, String>>>,
     /// Why the last attempt to open a server failed; none after a success.
     pub(super) trouble: Option<DialError>,
+    /// When that was.
+    pub(super) failed: Option<Instant>,
     /// How many clean servers were missed lately: as many are cleaned ahead of the next ones who want them.
     pub(super) clean_wanted: usize,
     /// No transaction begins.
@@ -100,11 +107,24 @@ pub struct PoolCount {
     pub oldest: Duration,
 }
 
+impl State {
+    /// Servers being opened that count against [`MAX_OPENING`](super::supply::MAX_OPENING).
+    pub(super) fn quick(&self) -> usize {
+        self.opening - self.slow
+    }
+}
+
 impl Pool {
     /// An empty pool; servers are opened when they are needed.
     pub fn new(settings: PoolSettings) -> Arc<Self> {
         let trials = Mutex::new(LruCache::new(NonZeroUsize::new(MAX_TRIALS).unwrap_or(NonZeroUsize::MIN)));
-        Arc::new(Self { trials, settings, registry: Registry::default(), state: Mutex::default() })
+        Arc::new(Self {
+            trials,
+            settings,
+            registry: Registry::default(),
+            state: Mutex::default(),
+            answers: Notify::new(),
+        })
     }
 
     /// What PostgreSQL reported of these settings when a client brought them before, so that its kind need not wait for a
@@ -428,7 +448,8 @@ impl Pool {
         **self.settings.limits.load()
     }
 
-    pub(super) fn name(&self) -> String {
+    /// Its name in the log.
+    pub fn name(&self) -> String {
         format!("{}/{}", self.settings.database, self.settings.role)
     }
 

@@ -7,11 +7,18 @@ use std::time::{Duration, Instant};
 use super::holder::Holder;
 use super::lease::{Pool, State, refused};
 use super::server::{CleanServer, Idle, Place, Resting, Shard, jittered};
-use crate::net::dial::DialError;
+use crate::net::dial::{DialError, Dialer, Dialled};
+use crate::wire::report::Report;
 
 /// How long to wait before trying again to open a server, after the first failure and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MOST: Duration = Duration::from_secs(2);
+const RETRY_MOST: Duration = Duration::from_secs(1);
+
+/// A server that has not answered for so long may never: others are tried beside it.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// For how long nobody tries again after PostgreSQL has refused the role: all are told what it said.
+const REFUSED: Duration = Duration::from_millis(500);
 
 /// Servers that may be signing in at the same time in one pool: more would only slow each other down.
 pub(super) const MAX_OPENING: usize = 4;
@@ -36,7 +43,7 @@ impl Pool {
         let mut pause = RETRY_FIRST;
         loop {
             let (began, dialer) = (Instant::now(), self.dialer());
-            let error = match dialer.dial().await {
+            let error = match self.dial(&dialer, shard).await {
                 Ok(dialled) => {
                     let parameters = Arc::new(dialled.parameters.clone());
                     match CleanServer::prepare(
@@ -64,16 +71,41 @@ impl Pool {
             if !self.goes_on_opening(&error) {
                 return;
             }
-            // Proxies that lost the same server do not come back together.
-            tokio::time::sleep(jittered(pause)).await;
+            // Proxies that lost the same server do not come back together. Once it answers one of us, nobody waits.
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                () = self.answers.notified() => {}
+            }
             pause = (pause * 2).min(RETRY_MOST);
         }
+    }
+
+    /// Signs in; after a while, others are tried beside it.
+    async fn dial(self: &Arc<Self>, dialer: &Dialer, shard: Shard) -> Result<Dialled, DialError> {
+        let mut dialling = std::pin::pin!(dialer.dial());
+        if let Ok(outcome) = tokio::time::timeout(SLOW, &mut dialling).await {
+            return outcome;
+        }
+        {
+            let mut state = self.lock();
+            state.slow += 1;
+            self.open_for_waiting(&mut state, shard);
+        }
+        let outcome = dialling.await;
+        self.lock().slow -= 1;
+        outcome
+    }
+
+    /// What PostgreSQL said to the role a moment ago, if it refused it.
+    pub(super) fn was_refused(&self, state: &State) -> Option<Report> {
+        let trouble = state.trouble.as_ref().filter(|trouble| !trouble.is_passing())?;
+        state.failed.is_some_and(|failed| failed.elapsed() < REFUSED).then(|| refused(trouble))
     }
 
     /// After a failure: whether it is worth trying again, which is as long as it may pass and somebody waits.
     fn goes_on_opening(&self, error: &DialError) -> bool {
         let mut state = self.lock();
-        state.trouble = Some(error.clone());
+        (state.trouble, state.failed) = (Some(error.clone()), Some(Instant::now()));
         if !error.is_passing() {
             state.waiting.refuse_all(|| refused(error));
         }
@@ -88,9 +120,10 @@ impl Pool {
         {
             let mut state = self.lock();
             state.opening -= 1;
-            state.trouble = None;
+            (state.trouble, state.failed) = (None, None);
             state.parameters = Some(parameters);
         }
+        self.answers.notify_waiters();
         let shard = server.shard();
         self.put_back(Idle::Clean(server, Instant::now()));
         // Those who came while as many as may were being opened.
@@ -99,9 +132,9 @@ impl Pool {
 
     /// Opens as many servers as clients wait for, within bounds.
     pub(super) fn open_for_waiting(self: &Arc<Self>, state: &mut State, shard: Shard) {
-        while state.waiting.servable() > state.opening
+        while state.waiting.servable() > state.quick()
             && state.open < self.limits().size
-            && state.opening < MAX_OPENING
+            && state.quick() < MAX_OPENING
             && !state.is_closing
             && !state.is_paused
         {
@@ -147,7 +180,7 @@ impl Pool {
     pub fn keep_stocked(self: &Arc<Self>, shard: Shard) {
         let mut state = self.lock();
         while state.open < self.limits().min_idle
-            && state.opening < MAX_OPENING
+            && state.quick() < MAX_OPENING
             && state.trouble.is_none()
             && !state.is_closing
             && !state.is_paused

@@ -34,7 +34,8 @@ impl Pool {
                 Ok(server)
             }
             choice @ (Choice::Open | Choice::Wait) => {
-                if let Some(report) = self.comes_too_late(&state, &who) {
+                let in_vain = (choice == Choice::Open).then(|| self.was_refused(&state)).flatten();
+                if let Some(report) = in_vain.or_else(|| self.comes_too_late(&state, &who)) {
                     return Err(Queue::refused(report));
                 }
                 let turn = state.waiting.join(&who);
@@ -106,7 +107,7 @@ impl Pool {
 
     /// Whether one more server may be opened.
     fn has_room(&self, state: &State) -> bool {
-        state.open < self.limits().size && state.opening < MAX_OPENING
+        state.open < self.limits().size && state.quick() < MAX_OPENING
     }
 
     /// Who can take a server over needs no clean one.

@@ -406,7 +406,8 @@ impl Relay {
         let pool = self.pool.clone();
         tokio::spawn(async move {
             if let Err(error) = pool.dialer().cancel(server.cancel_key()).await {
-                tracing::warn!(reason = %error, "what a vanished client ran could not be cancelled");
+                // Where PostgreSQL is gone, so is what it ran.
+                tracing::debug!(reason = %error, "what ran for a client could not be cancelled");
             }
             drop(server);
         });

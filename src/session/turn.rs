@@ -170,6 +170,10 @@ impl<'a> Turn<'a> {
                 Event::ServerGone if self.said_goodbye => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
                 Event::ServerGone => {
+                    tracing::warn!(
+                        pool = self.pool.name(),
+                        "the connection to PostgreSQL was lost while a client used it"
+                    );
                     let report = self.server_gone();
                     return self.failed(report);
                 }

@@ -335,6 +335,8 @@ async fn openings_that_fail_keep_no_place_in_the_pool() {
     }
     assert!(started.elapsed() < Duration::from_secs(4), "each is told at once: wait_timeout is 5 s");
     admin.batch_execute("ALTER ROLE app PASSWORD 'app-password'").await.unwrap();
+    // For half a second, PostgreSQL's last word holds.
+    eventually("the password tried again", async || try_connect(&gate, "app", &token).await.ok()).await;
     let clients = [connect(&gate, "app", &token).await, connect(&gate, "app", &token).await];
     for client in &clients {
         client.batch_execute("BEGIN").await.unwrap();

@@ -132,7 +132,7 @@ async fn what_is_not_served_is_refused_by_its_code() {
         (code.as_str(), message.as_str()),
         ("28P01", "password authentication failed for user \"nobody\"")
     );
-    assert!(gate.log().contains("no such user in [roles]"), "{}", gate.log());
+    eventually("a line", async || gate.log().contains("no such user in [roles]").then_some(())).await;
     let (code, message) = driver_refusal(client::config(&gate, "app", &token).dbname("nowhere")).await;
     assert_eq!(code, "3D000");
     assert!(message.contains("\"nowhere\""), "{message}");
