@@ -7,11 +7,11 @@ usage() {
     cat <<'END'
 usage: tests/chaos.sh [--only 'PART...'] [--seed N] [--pgbouncer PATH] [--size NAME=N]...
 
-  --only 'PART...'   of: faults sigterm neighbours connections soak (all of them, about an hour and a half); the other
+  --only 'PART...'   of: faults sigterm reloads neighbours connections soak (all of them, about an hour and a half); the other
                      sections of RESULTS.md stay
   --seed N           as a run before it printed
   --pgbouncer PATH   its figures beside ours, where neighbours are measured
-  --size NAME=N      another size than the full one: FAULTS=500 ORGANIZATIONS=50 SIGTERMS=100 NEIGHBOUR_SECONDS=20 NOISY=300
+  --size NAME=N      another size than the full one: FAULTS=500 ORGANIZATIONS=50 SIGTERMS=100 RELOADS=1000 NEIGHBOUR_SECONDS=20 NOISY=300
                      QUIET=50 CONNECTIONS=50000 AT_ONCE=2000 SOAK_SECONDS=1800
 
 example: make chaos ARGS="--only 'faults sigterm' --size FAULTS=60"
@@ -27,11 +27,12 @@ mistake() {
 declare -A tests=(
     [faults]=chaos::outages::no_transfer
     [sigterm]=chaos::shutdown
+    [reloads]=chaos::reloads
     [neighbours]=chaos::neighbours
     [connections]=chaos::storm
     [soak]=chaos::outages::soak
 )
-only='faults sigterm neighbours connections soak'
+only='faults sigterm reloads neighbours connections soak'
 export CHAOS_FULL=1
 while (($#)); do
     case $1 in

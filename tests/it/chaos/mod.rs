@@ -10,6 +10,7 @@ mod ledger;
 mod neighbours;
 mod outages;
 mod proxy;
+mod reloads;
 mod report;
 mod session;
 mod shutdown;

@@ -9,7 +9,7 @@ use super::ground::Ground;
 use super::is_full;
 
 /// The sections, in their order.
-const SECTIONS: [&str; 5] = ["Faults", "SIGTERM", "Noisy neighbour", "Connections", "Soak"];
+const SECTIONS: [&str; 6] = ["Faults", "SIGTERM", "Reload", "Noisy neighbour", "Connections", "Soak"];
 
 const HEAD: &str = "# Chaos
 
