@@ -91,7 +91,14 @@ impl Pool {
             state.slow += 1;
             self.open_for_waiting(&mut state, shard);
         }
-        let outcome = dialling.await;
+        let outcome = tokio::select! {
+            outcome = &mut dialling => outcome,
+            // Others are answered: what is said on this connection nobody hears.
+            () = self.answers.notified() => {
+                dialling.set(dialer.dial());
+                dialling.await
+            }
+        };
         self.lock().slow -= 1;
         outcome
     }
