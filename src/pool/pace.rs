@@ -2,8 +2,9 @@
 
 use super::shares::Nanos;
 
-/// Hands that are averaged (exponentially): enough to smooth single long transactions, few enough to follow a change.
-const AVERAGED: f64 = 16.0;
+/// Over what time hands are counted, each for less the longer ago it was: a pause of a second changes little, a standstill
+/// of several seconds does.
+const MEMORY: f64 = 2e9;
 
 /// Hands before anything is foretold.
 const KNOWN_AFTER: u32 = 16;
@@ -11,34 +12,39 @@ const KNOWN_AFTER: u32 = 16;
 /// Of one organization's line, since it was last empty.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
+    begun: Nanos,
     last: Nanos,
-    interval: f64,
+    /// Hands, each weighed by e to the power of its age in [`MEMORY`].
+    recent: f64,
     hands: u32,
 }
 
 impl Pace {
     /// The first of the line came.
     pub(super) fn starts(now: Nanos) -> Self {
-        Self { last: now, ..Self::default() }
+        Self { begun: now, last: now, ..Self::default() }
     }
 
     /// One of them was served.
     pub(super) fn hands(&mut self, now: Nanos) {
-        let since = now.saturating_sub(self.last) as f64;
         self.hands = self.hands.saturating_add(1);
-        let share = 1.0 / AVERAGED.min(f64::from(self.hands));
-        self.interval += share * (since - self.interval);
+        self.recent = self.recent_at(now) + 1.0;
         self.last = now;
     }
 
     /// In how many nanoseconds one would be served who stands behind so many; `None` while too little is known.
     pub(super) fn expects(&self, ahead: usize, now: Nanos) -> Option<Nanos> {
-        if self.hands < KNOWN_AFTER {
+        let age = now.saturating_sub(self.begun) as f64;
+        if self.hands < KNOWN_AFTER || age < MEMORY {
             return None;
         }
-        // Where nobody has been served for longer than usual, it is slower by now.
-        let interval = self.interval.max(now.saturating_sub(self.last) as f64);
-        Some((interval * (ahead + 1) as f64) as Nanos)
+        // What a steady pace would have summed up to by now.
+        let steady = MEMORY * (1.0 - (-age / MEMORY).exp());
+        Some(((ahead + 1) as f64 * steady / self.recent_at(now)) as Nanos)
+    }
+
+    fn recent_at(&self, now: Nanos) -> f64 {
+        self.recent * (-(now.saturating_sub(self.last) as f64) / MEMORY).exp()
     }
 }
 
@@ -48,20 +54,34 @@ mod tests {
 
     use super::*;
 
+    const MS: Nanos = 1_000_000;
+
     #[test]
-    fn it_is_known_after_a_few_and_follows() {
-        let mut pace = Pace::starts(1_000);
-        for n in 1..=20_u64 {
-            assert_eq!(pace.expects(9, 1_000 + n as Nanos).is_some(), n > 16);
-            pace.hands((1_000 + n * 100) as Nanos);
+    fn a_steady_pace_is_known_after_a_while() {
+        let mut pace = Pace::starts(0);
+        for n in 1..=1_000 {
+            assert_eq!(pace.expects(99, n * 10 * MS).is_some(), n >= 200);
+            pace.hands(n * 10 * MS);
         }
-        assert_eq!(pace.expects(9, 3_000), Some(1_000));
-        // Nobody has been served for ten times as long as usual.
-        assert_eq!(pace.expects(9, 4_000), Some(10_000));
-        for n in 1..=100_u64 {
-            pace.hands((3_000 + n * 10) as Nanos);
-        }
-        let expected = pace.expects(9, 4_000).unwrap();
-        assert!((100..120).contains(&expected), "{expected}");
+        let expected = pace.expects(99, 10_000 * MS).unwrap();
+        assert!((990..1_010).contains(&(expected / MS)), "{expected}");
+    }
+
+    #[test]
+    fn a_pause_changes_little_and_a_standstill_much() {
+        let mut pace = Pace::starts(0);
+        (1..=1_000).for_each(|n| pace.hands(n * 10 * MS));
+        let after = |pause: Nanos| pace.expects(99, (10_000 + pause) * MS).unwrap() / MS;
+        assert!((1_000..1_100).contains(&after(100)), "{}", after(100));
+        assert!(after(1_000) < 2_000 && after(10_000) > 100_000);
+    }
+
+    #[test]
+    fn a_slower_pace_is_followed() {
+        let mut pace = Pace::starts(0);
+        (1..=1_000).for_each(|n| pace.hands(n * MS));
+        (1..=100).for_each(|n| pace.hands(1_000 * MS + n * 100 * MS));
+        let expected = pace.expects(99, 11_000 * MS).unwrap() / MS;
+        assert!((7_000..11_000).contains(&expected), "{expected}");
     }
 }

@@ -58,7 +58,8 @@ async fn on_a_signal_transactions_finish_and_idle_clients_are_told() {
         drop(signing_in);
         let status = gate.wait_exit(Duration::from_secs(10)).await;
         assert_eq!(status.code(), Some(0), "after SIG{signal}");
-        eventually("its last word", async || gate.log().ends_with("stopped").then_some(())).await;
+        eventually("its last word", async || gate.log().lines().any(|line| line == "stopped").then_some(()))
+            .await;
     }
     let counted = database.admin().await.query_one("SELECT sum(counter)::int FROM items", &[]).await.unwrap();
     assert_eq!(counted.get::<_, i32>(0), 100, "both were committed");

@@ -178,7 +178,7 @@ impl Stage {
 /// for a server that could not be opened.
 fn without_a_cause(book: &Book, log: &str) -> BTreeMap<String, usize> {
     let lines = |what: &[&str]| log.lines().filter(|line| what.iter().any(|one| line.contains(one))).count();
-    let lost = lines(&["a server was closed", "a server was lost", "08006", "08007"]);
+    let lost = lines(&["a server was closed", "the connection to PostgreSQL was lost", "08006", "08007"]);
     let unopened = lines(&["cannot open a server", "a new server failed at once"]);
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
     for (_, word) in book.errors.lock().unwrap().iter() {
