@@ -1,7 +1,7 @@
 //! What a client is told when PostgreSQL is lost: rolled back, or not known.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +16,8 @@ use crate::harness::{eventually, org};
 struct Wire {
     port: u16,
     is_mute: Arc<AtomicBool>,
+    /// Bytes that went to PostgreSQL.
+    sent: Arc<AtomicUsize>,
     cut: Arc<Notify>,
 }
 
@@ -25,12 +27,13 @@ impl Wire {
         let wire = Self {
             port: listener.local_addr().unwrap().port(),
             is_mute: Arc::default(),
+            sent: Arc::default(),
             cut: Arc::default(),
         };
-        let (is_mute, cut) = (wire.is_mute.clone(), wire.cut.clone());
+        let (is_mute, sent, cut) = (wire.is_mute.clone(), wire.sent.clone(), wire.cut.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (is_mute, cut) = (is_mute.clone(), cut.clone());
+                let (is_mute, sent, cut) = (is_mute.clone(), sent.clone(), cut.clone());
                 tokio::spawn(async move {
                     let far = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
                     let (mut near_in, mut near_out) = near.into_split();
@@ -45,8 +48,17 @@ impl Wire {
                             }
                         }
                     };
+                    let questions = async {
+                        let mut bytes = [0; 4096];
+                        while let Ok(count @ 1..) = near_in.read(&mut bytes).await {
+                            if far_out.write_all(&bytes[..count]).await.is_err() {
+                                break;
+                            }
+                            sent.fetch_add(count, Ordering::SeqCst);
+                        }
+                    };
                     tokio::select! {
-                        _ = tokio::io::copy(&mut near_in, &mut far_out) => {}
+                        () = questions => {}
                         () = answers => {}
                         () = cut.notified() => {}
                     }
@@ -89,7 +101,10 @@ async fn an_unknown_outcome_is_told_as_one() {
                 client.query(&insert(n)).await;
             }
             wire.is_mute.store(true, Ordering::SeqCst);
+            let before = wire.sent.load(Ordering::SeqCst);
             client.send(&last).await;
+            eventually("it is sent", async || (wire.sent.load(Ordering::SeqCst) > before).then_some(()))
+                .await;
             let is_there = format!("SELECT count(*) FROM items WHERE body = 'lost {n}'");
             if expected == "08007" && n != 7 {
                 eventually("committed", async || {
