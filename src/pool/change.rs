@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::lease::Pool;
+use super::lease::{Pool, State};
 use super::server::{Idle, Resting as _, Shard};
 use crate::config::PoolLimits;
 use crate::net::dial::Dialer;
@@ -59,8 +59,7 @@ impl Pool {
     }
 
     /// Whether a server is not to serve again.
-    pub(super) fn is_done_with(&self, server: &Idle) -> bool {
-        let state = self.lock();
+    pub(super) fn is_done_with(&self, state: &State, server: &Idle) -> bool {
         let leads_elsewhere = state.reconnects.is_some_and(|since| server.opened() < since);
         let is_surplus = state.open > self.limits().size;
         Instant::now() >= server.retires() || leads_elsewhere || is_surplus || state.is_paused

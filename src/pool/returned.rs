@@ -17,17 +17,21 @@ impl Pool {
     }
 
     pub(super) fn put_back(self: &Arc<Self>, server: Idle) {
-        if self.is_done_with(&server) {
+        let mut state = self.lock();
+        if self.is_done_with(&state, &server) {
+            drop(state); // closing gives the place back
             return server.close(); // another is opened if somebody waits
         }
         let mut server = match server {
             // Also where somebody waits: how long a cleaning takes is for the last client to choose, and who waits may get
             // another server sooner.
-            Idle::Used(used) if used.is_dirty() => return self.clean_in_background(used),
+            Idle::Used(used) if used.is_dirty() => {
+                drop(state);
+                return self.clean_in_background(used);
+            }
             server => server,
         };
         let holder = server.let_go();
-        let mut state = self.lock();
         if let Some(holder) = holder {
             state.waiting.gives_back(holder, Instant::now());
         }
