@@ -36,7 +36,7 @@ pub struct Client {
 impl Client {
     /// Whether backslashes in its string constants are backslashes.
     pub fn has_standard_strings(&self) -> bool {
-        self.reported.get("standard_conforming_strings") != Some("off")
+        self.reported.has_standard_strings()
     }
 
     /// What it has sent up to its first Sync.

@@ -60,10 +60,10 @@ impl Requests {
     }
 
     /// A turn begins, in this client_encoding.
-    pub fn is_encoded(&mut self, client_encoding: Option<&str>) {
-        let guard = self.guarded.guard.as_ref().filter(|guard| guard.is_strict());
-        let name = client_encoding.unwrap_or_default();
-        self.guarded.is_unreadable = guard.is_some() && check_encoding(name.as_bytes()).is_err();
+    pub fn is_encoded<'a>(&mut self, client_encoding: impl FnOnce() -> Option<&'a str>) {
+        let is_strict = self.guarded.guard.as_ref().is_some_and(|guard| guard.is_strict());
+        let is_unreadable = || check_encoding(client_encoding().unwrap_or_default().as_bytes()).is_err();
+        self.guarded.is_unreadable = is_strict && is_unreadable();
     }
 
     /// Whether a message changes a setting that belongs to the context, as far as it can be seen.

@@ -283,7 +283,8 @@ impl Relay {
         let is_binding = server.ledger().is_binding();
         self.registered.handle.runs_on(&self.pool, server.cancel_key(), is_binding);
         self.client.requests.begin(self.client.has_standard_strings(), self.batch.is_some());
-        self.client.requests.is_encoded(self.client.reported.get("client_encoding"));
+        let reported = &self.client.reported;
+        self.client.requests.is_encoded(|| reported.get("client_encoding"));
         self.client.requests.bar((self.standing != Standing::Good).then_some(Bar::Missing));
         let context = self.terms.shared_context().cloned();
         self.client.requests.is_read_only(self.terms.is_read_only());

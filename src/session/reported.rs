@@ -17,6 +17,8 @@ pub struct Reported {
     at_start: BTreeMap<String, String>,
     /// What it was told since.
     since: BTreeMap<String, String>,
+    /// It was last told that `standard_conforming_strings` is off. Asked for at every message.
+    has_backslashes: bool,
 }
 
 impl Reported {
@@ -24,7 +26,18 @@ impl Reported {
     pub fn at_sign_in(base: Arc<BTreeMap<String, String>>, parameters: &BTreeMap<String, String>) -> Self {
         let own = parameters.iter().filter(|(name, value)| base.get(*name) != Some(value));
         let at_start = own.map(|(name, value)| (name.clone(), value.clone())).collect();
-        Self { base, at_start, since: BTreeMap::new() }
+        let mut reported = Self { base, at_start, since: BTreeMap::new(), has_backslashes: false };
+        reported.changed();
+        reported
+    }
+
+    /// Whether backslashes in its string constants are backslashes.
+    pub fn has_standard_strings(&self) -> bool {
+        !self.has_backslashes
+    }
+
+    fn changed(&mut self) {
+        self.has_backslashes = self.get("standard_conforming_strings") == Some("off");
     }
 
     /// What the client was last told.
@@ -39,6 +52,7 @@ impl Reported {
         } else {
             self.since.insert(name, value);
         }
+        self.changed();
     }
 
     /// Tells the client, if it believes otherwise.
@@ -52,11 +66,13 @@ impl Reported {
 
     /// A setting is again what it was at sign-in.
     pub fn is_as_at_start(&mut self, name: &str, out: &mut BytesMut) {
-        if self.since.remove(name).is_some()
-            && let Some(value) = self.started_with(name)
-        {
+        if self.since.remove(name).is_none() {
+            return;
+        }
+        if let Some(value) = self.started_with(name) {
             speak::parameter_status(name, value, out);
         }
+        self.changed();
     }
 
     fn started_with(&self, name: &str) -> Option<&String> {
@@ -93,5 +109,23 @@ mod tests {
         assert_eq!(out, expected);
         reported.correct("TimeZone".into(), "Asia/Tokyo".into(), &mut out);
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn how_strings_are_read_is_known_at_once() {
+        let name = "standard_conforming_strings";
+        let base = Arc::new(map(&[(name, "on")]));
+        let mut out = BytesMut::new();
+        let mut reported = Reported::at_sign_in(base.clone(), &map(&[(name, "on")]));
+        assert!(reported.has_standard_strings());
+        reported.note(name.into(), "off".into());
+        assert!(!reported.has_standard_strings());
+        reported.is_as_at_start(name, &mut out);
+        assert!(reported.has_standard_strings());
+        let mut reported = Reported::at_sign_in(base, &map(&[(name, "off")]));
+        assert!(!reported.has_standard_strings());
+        reported.correct(name.into(), "on".into(), &mut out);
+        assert!(reported.has_standard_strings());
+        assert!(Reported::default().has_standard_strings());
     }
 }

@@ -11,6 +11,7 @@ use aho_corasick::AhoCorasick;
 
 use super::scanner::{Scanner, Token};
 use super::settings::{READ_ONLY, Settings};
+use super::words::any_of;
 use crate::config::ContextSetting;
 use crate::wire::report::{Report, Sqlstate};
 
@@ -109,7 +110,7 @@ impl Guard {
             "put_back",
             "alter",
         ];
-        let mentions = AhoCorasick::builder().ascii_case_insensitive(true).build(parts.chain(words)).ok();
+        let mentions = any_of(parts.chain(words));
         Self { names, mentions }
     }
 
@@ -484,9 +485,7 @@ fn is_word(scanner: &Scanner<'_>, wanted: &[u8]) -> bool {
 }
 
 /// What is in every text that names one of pgtenant's settings or changes a role, if it does not hide it.
-static OWN: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
-    AhoCorasick::builder().ascii_case_insensitive(true).build(["pgtenant", "set_config", "alter"]).ok()
-});
+static OWN: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| any_of(["pgtenant", "set_config", "alter"]));
 
 fn mentions_own(sql: &[u8]) -> bool {
     OWN.as_ref().is_none_or(|word| word.is_match(sql))

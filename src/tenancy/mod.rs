@@ -12,3 +12,4 @@ pub mod stakes;
 pub mod statements;
 pub mod text;
 pub mod token_command;
+mod words;

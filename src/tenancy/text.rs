@@ -8,10 +8,11 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use aho_corasick::AhoCorasick;
 
 use super::scanner::{Scanner, Token};
 use super::stakes::Stake;
+use super::words::any_of;
 
 /// Names remembered of one client.
 const MAX_NAMES: usize = 64;
@@ -67,10 +68,18 @@ pub enum Deallocates {
 
 /// Words without which a text has no effects that are looked for here. Most texts end with this search.
 static MENTIONS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
-    let words =
-        ["set", "listen", "prepare", "temp", "hold", "advisory", "deallocate", "discard", "begin", "start"];
-    let mut builder = AhoCorasick::builder();
-    builder.ascii_case_insensitive(true).kind(Some(AhoCorasickKind::DFA)).build(words).ok()
+    any_of([
+        "set",
+        "listen",
+        "prepare",
+        "temp",
+        "hold",
+        "advisory",
+        "deallocate",
+        "discard",
+        "begin",
+        "start",
+    ])
 });
 
 /// Words that do something which no command tag tells.

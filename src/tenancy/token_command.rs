@@ -6,10 +6,11 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use aho_corasick::AhoCorasick;
 use zeroize::Zeroizing;
 
 use super::scanner::{Scanner, Token};
+use super::words::any_of;
 
 /// The setting, in lower case.
 pub const NAME: &[u8] = b"pgtenant.token";
@@ -128,14 +129,7 @@ impl<T> Given<T> {
 }
 
 /// Words without which a text has nothing to do with the token.
-static MENTIONS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
-    let mut builder = AhoCorasick::builder();
-    builder
-        .ascii_case_insensitive(true)
-        .kind(Some(AhoCorasickKind::DFA))
-        .build(["pgtenant", "set_config"])
-        .ok()
-});
+static MENTIONS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| any_of(["pgtenant", "set_config"]));
 
 /// Whether this is the name of the setting.
 pub fn is_name(name: &[u8]) -> bool {
