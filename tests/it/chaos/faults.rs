@@ -7,14 +7,15 @@ use tokio_postgres::{Client, Config, NoTls};
 
 use super::ground::{Between, Ground, kill};
 use super::proxy::{Cut, Door, FaultProxy, Towards};
-use crate::harness::Dice;
 use crate::harness::postgres::password_of;
+use crate::harness::{Dice, PATIENCE};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Fault {
     RestartFast,
     RestartImmediate,
     BackendKilled,
+    DiskFull,
     Frozen,
     OutOfConnections,
     PasswordChanged,
@@ -33,10 +34,11 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::RestartFast,
         Self::RestartImmediate,
         Self::BackendKilled,
+        Self::DiskFull,
         Self::Frozen,
         Self::OutOfConnections,
         Self::PasswordChanged,
@@ -60,6 +62,7 @@ impl Fault {
             Self::RestartFast => "PostgreSQL restarted, fast, away for up to 2 s",
             Self::RestartImmediate => "PostgreSQL restarted, immediate, away for up to 2 s",
             Self::BackendKilled => "SIGKILL of a server process, crash recovery",
+            Self::DiskFull => "no room for the write-ahead log (RLIMIT_FSIZE), PANIC and crash recovery",
             Self::Frozen => "SIGSTOP of PostgreSQL, SIGCONT within 1.5 s",
             Self::OutOfConnections => "PostgreSQL out of connections",
             Self::PasswordChanged => "the role's password changed, and back",
@@ -86,6 +89,7 @@ impl Fault {
             Self::RestartFast => ground.restart(false, up_to(dice, 2_000)).await,
             Self::RestartImmediate => ground.restart(true, up_to(dice, 2_000)).await,
             Self::BackendKilled => backend_killed(ground).await,
+            Self::DiskFull => disk_full(ground).await,
             Self::Frozen => frozen(ground, up_to(dice, 1_500)).await,
             Self::OutOfConnections => out_of_connections(ground, up_to(dice, 1_500)).await,
             Self::PasswordChanged => password_changed(ground, up_to(dice, 1_500)).await,
@@ -150,6 +154,23 @@ async fn backend_killed(ground: &Ground) -> Instant {
     kill("KILL", &[u32::try_from(pid).unwrap()]);
     // This session is one of those that end.
     while admin.batch_execute("SELECT 1").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    ground.admin().await;
+    Instant::now()
+}
+
+/// PostgreSQL ignores SIGXFSZ, so that a limit on the size of files is to it as a full disk. The first who commits cannot
+/// write its log, which is a PANIC; those who come after the recovery have room again.
+async fn disk_full(ground: &Ground) -> Instant {
+    let admin = ground.admin().await;
+    let pids = ground.servers(&admin).await;
+    for pid in &pids {
+        ground.as_its_owner(Command::new("prlimit").args([&format!("--pid={pid}"), "--fsize=0:"]));
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while admin.batch_execute("SELECT 1").await.is_ok() {
+        assert!(Instant::now() < deadline, "nobody of {pids:?} wrote to the log");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     ground.admin().await;

@@ -1,6 +1,8 @@
 //! Where it happens: a cluster of the test's own that keeps what it has acknowledged, and a fault proxy on either side of
 //! the proxy.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -110,6 +112,16 @@ impl Ground {
         let file = self.lock().server.data_dir().join("postmaster.pid");
         let text = std::fs::read_to_string(file).unwrap();
         text.lines().next().unwrap().trim().parse().unwrap()
+    }
+
+    /// Runs a program as the user whose processes these are.
+    pub fn as_its_owner(&self, command: &mut Command) {
+        let data = std::fs::metadata(self.lock().server.data_dir()).unwrap();
+        if data.uid() != std::fs::metadata("/proc/self").unwrap().uid() {
+            command.uid(data.uid()).gid(data.gid());
+        }
+        // What it is run for may have ended meanwhile.
+        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     }
 
     /// Its children.

@@ -171,16 +171,16 @@ async fn quiet_organizations_do_not_feel_a_noisy_one() {
     let [alone, beside] = [&ours.quiet_alone, &ours.quiet_beside].map(|times| quantile(times, 0.99));
     report.row(
         "p99 of quiet organizations beside a noisy one",
-        "no more than one of its queries (20 ms) above that without",
+        "30 ms, and one of its queries (20 ms) above twice that without",
         &format!("{} instead of {}", seconds(beside), seconds(alone)),
-        beside <= alone + NAP_TIME,
+        beside <= Duration::from_millis(30).min(2 * alone + NAP_TIME),
     );
     let part = ours.noisy_beside / ours.noisy_alone;
     report.row(
         "the noisy one's throughput beside quiet ones, of that alone",
-        "0.9",
+        "0.95",
         &format!("{part:.3}"),
-        part >= 0.9,
+        part >= 0.95,
     );
     let ratio = turns[1] as f64 / turns[0] as f64;
     report.row(
