@@ -16,6 +16,13 @@ impl Pool {
         }
     }
 
+    /// A server is of no use to its client any more: nobody is charged for the time that its end takes.
+    pub fn ends_charge(&self, server: &mut BoundServer) {
+        if let Some(holder) = server.let_go() {
+            self.lock().waiting.gives_back(holder, Instant::now());
+        }
+    }
+
     pub(super) fn put_back(self: &Arc<Self>, server: Idle) {
         let mut state = self.lock();
         if self.is_done_with(&state, &server) {

@@ -6,7 +6,7 @@ mod tokens;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
 
@@ -32,6 +32,9 @@ use crate::wire::frame::peek;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::{speak, tag};
 use tokens::Batch;
+
+/// For so long a place in the pool waits until what ran there is cancelled. A PostgreSQL that says nothing is not waited for.
+const CANCEL_HOLDS: Duration = Duration::from_secs(1);
 
 /// A signed-in client and its connection.
 pub struct Relay {
@@ -404,13 +407,22 @@ impl Relay {
     /// to stop what runs. In this order: it would go on with what is in its buffer.
     fn cancel_and_close(&self, mut server: BoundServer) {
         server.abort();
+        self.pool.ends_charge(&mut server);
         let pool = self.pool.clone();
         tokio::spawn(async move {
-            if let Err(error) = pool.dialer().cancel(server.cancel_key()).await {
+            let (key, dialer) = (server.cancel_key().clone(), pool.dialer());
+            let mut cancelling = std::pin::pin!(dialer.cancel(&key));
+            let cancelled = match tokio::time::timeout(CANCEL_HOLDS, &mut cancelling).await {
+                Ok(cancelled) => cancelled,
+                Err(_) => {
+                    drop(server);
+                    cancelling.await
+                }
+            };
+            if let Err(error) = cancelled {
                 // Where PostgreSQL is gone, so is what it ran.
                 tracing::debug!(reason = %error, "what ran for a client could not be cancelled");
             }
-            drop(server);
         });
     }
 

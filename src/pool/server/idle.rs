@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{CleanServer, Core, Shard, UsedServer};
+use super::{BoundServer, CleanServer, Core, Shard, UsedServer};
 use crate::pool::holder::Holder;
 use crate::wire::speak;
 
@@ -60,6 +60,13 @@ pub enum Idle {
     Clean(CleanServer, Instant),
     /// Bound to what it last served.
     Used(UsedServer),
+}
+
+impl BoundServer {
+    /// Who was charged for it, to be settled: its client is gone.
+    pub(in crate::pool) fn let_go(&mut self) -> Option<Holder> {
+        self.core.place.holder.take()
+    }
 }
 
 impl Idle {

@@ -138,8 +138,12 @@ impl Ground {
 
     /// Process ids of the servers of the application's role, in random order.
     pub async fn servers(&self, admin: &Client) -> Vec<i32> {
-        let sql = "SELECT pid FROM pg_stat_activity WHERE usename = 'app' ORDER BY random()";
-        admin.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+        admin.query(self.servers_of_the_role(), &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Who they are.
+    pub fn servers_of_the_role(&self) -> &'static str {
+        "SELECT pid FROM pg_stat_activity WHERE usename = 'app' ORDER BY random()"
     }
 
     /// In the end, with all clients gone: no more servers than the pool has, and none with a transaction.
