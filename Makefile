@@ -5,7 +5,7 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test isolation chaos model fuzz traffic drivers soak lint bench clean
+.PHONY: help demo test isolation chaos model fuzz traffic drivers soak lint bench migrate-bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ lint: ## format, clippy; cargo-deny and shellcheck where they are installed
 bench: ## throughput, CPU, memory and the goals, side by side with other poolers (ARGS="--rounds 3 --pg-doorman PATH")
 	@deploy/prerequisites.sh psql pgbench openssl strace $(if $(findstring pgbouncer,$(ARGS)),,pgbouncer)
 	benches/side_by_side.sh $(ARGS)
+
+migrate-bench: ## pgtenant migrate on a table of ten million rows under load: stalls, errors, throughput (ARGS="--rows 1000000")
+	@deploy/prerequisites.sh psql
+	benches/migrate.sh $(ARGS)
 
 clean: ## removes what was built
 	cargo clean

@@ -67,6 +67,18 @@ pub fn shown(context: &Context, grants: &Grants) -> String {
     sql
 }
 
+/// The interface for ids of this type, without keys and for no role yet: `pgtenant install` brings both.
+pub fn without_keys(id_type: IdType) -> String {
+    let context = Context {
+        id_type,
+        seal_keys: Vec::new(),
+        seal_key_file: None,
+        seal_lifetime: std::time::Duration::from_secs(60),
+        settings: Vec::new(),
+    };
+    interface(&context, &Grants::default())
+}
+
 const INSERT_KEY: &str = "INSERT INTO pgtenant.seal_keys (kid, inner_pad, outer_pad) VALUES ($1, $2, $3) \
      ON CONFLICT (kid) DO UPDATE SET inner_pad = excluded.inner_pad, outer_pad = excluded.outer_pad";
 

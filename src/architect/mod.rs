@@ -1,4 +1,15 @@
-//! The database's side: the SQL interface in schema `pgtenant`, and its installation.
+//! The database's side: the SQL interface in schema `pgtenant`, its installation, and the way from one tenant to many.
 
+pub mod apply;
+pub mod backup;
+pub mod catalog;
 pub mod connect;
+pub mod guess;
 pub mod install;
+pub mod ledger;
+pub mod migration;
+pub mod names;
+pub mod pace;
+pub mod report;
+pub mod treatment;
+pub mod verify;

@@ -3,6 +3,7 @@
 mod check;
 pub mod demo;
 mod install;
+mod migrate;
 mod serve;
 mod token;
 
@@ -39,6 +40,12 @@ enum Command {
         after_help = "Example:\n  pgtenant install --config pgtenant.toml --database postgres://postgres@localhost/app --role app\n  pgtenant install --config pgtenant.toml --print"
     )]
     Install(install::Args),
+    /// Make a single-tenant database multi-tenant while it is in use, and back.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  pgtenant migrate plan --database postgres://postgres@localhost/app\n  pgtenant migrate apply --database postgres://postgres@localhost/app\n  pgtenant migrate verify --database postgres://postgres@localhost/app"
+    )]
+    Migrate(migrate::Action),
 }
 
 /// How a report is written.
@@ -65,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Token(args) => token::run(args),
         Command::Install(args) => install::run(&args),
+        Command::Migrate(action) => migrate::run(&action),
     }
 }
 

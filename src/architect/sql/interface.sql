@@ -58,11 +58,13 @@ BEGIN
         SELECT format('function %s is not one of ours', oid::regprocedure) INTO found
             FROM pg_proc WHERE pronamespace = to_regnamespace('pgtenant') AND proname NOT IN (
                 'organization_id', 'project_id', 'verified_payload', 'subject', 'roles', 'claims', 'claim', 'has_role',
-                'context', 'require_organization', 'bind', 'put_back');
+                'context', 'require_organization', 'bind', 'put_back', 'row_organization', 'row_project',
+                'audit', 'append_only', 'slow_statements', 'organization_sizes')
+                AND proname NOT LIKE 'fill\_%';
     END IF;
     IF found IS NULL THEN
         SELECT format('%s has a trigger, a rule or a policy', oid::regclass) INTO found
-            FROM pg_class c WHERE relnamespace = to_regnamespace('pgtenant') AND (
+            FROM pg_class c WHERE relnamespace = to_regnamespace('pgtenant') AND relkind <> 'v' AND relname <> 'audit_log' AND (
                 EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)
                 OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid)
                 OR EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid));

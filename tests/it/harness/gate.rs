@@ -24,6 +24,7 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     appended: String,
     descriptors: Option<u32>,
+    hosts: Option<PathBuf>,
 }
 
 /// 32 bytes, the same in every database of the tests.
@@ -68,6 +69,7 @@ impl Setup {
             environment: Vec::new(),
             appended: String::new(),
             descriptors: None,
+            hosts: None,
         };
         setup
             .set("listen", "tcp", r#"["127.0.0.1:0"]"#)
@@ -123,6 +125,12 @@ impl Setup {
     /// So many file descriptors and no more.
     pub fn descriptors(mut self, limit: u32) -> Self {
         self.descriptors = Some(limit);
+        self
+    }
+
+    /// It sees this file as `/etc/hosts`.
+    pub fn hosts(mut self, file: &Path) -> Self {
+        self.hosts = Some(file.to_owned());
         self
     }
 
@@ -239,6 +247,11 @@ impl Setup {
             command = Command::new("sh");
             command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
             command.arg(env!("CARGO_BIN_EXE_pgtenant"));
+        }
+        if let Some(hosts) = &self.hosts {
+            command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+            command.arg(hosts).arg(env!("CARGO_BIN_EXE_pgtenant"));
         }
         let mut child = command
             .args(["serve", "--config"])

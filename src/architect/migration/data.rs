@@ -1,0 +1,367 @@
+//! 005: rows find whose they are; then nothing may be without an organization, and keys lead with it.
+
+use super::design::{Design, TenantColumn, Tenanted};
+use super::expand::{self, found_by, has_constraint};
+use super::keys::{self, Reference, Replaced, Unique};
+use super::{How, Move, Moves, Part, partitions};
+use crate::architect::catalog::{Constraint, Kind};
+use crate::architect::names::{Name, composed, ident, idents, literal};
+use crate::architect::treatment::{Otherwise, Source};
+
+/// For so long the rows of a batch are locked, in milliseconds: by that the size of the next one is chosen.
+const BATCH_MS: u32 = 50;
+
+pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
+    let mut moves = Moves::new(Part::Data);
+    for one in &design.tables {
+        for column in one.tenant_columns() {
+            backfill(design, one, column, &mut moves);
+            not_null(one, column, &mut moves);
+        }
+    }
+    let references = keys::references(design);
+    references.iter().for_each(|reference| validate(design, reference, &mut moves));
+    references.iter().for_each(|reference| take_over(design, reference, &mut moves));
+    for unique in keys::uniques(design) {
+        swap(design, &unique, &mut moves);
+    }
+    design.tables.iter().filter(|one| one.entry.audit).for_each(|one| expand::audit(one, &mut moves));
+    moves.all
+}
+
+fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
+    let table = &one.table.name;
+    let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
+    let default =
+        if is_project { &design.treatment.default.project } else { &design.treatment.default.organization };
+    let otherwise = (one.entry.otherwise == Otherwise::Default).then(|| literal(default));
+    let value = match (found_by(design, one, column.source, column.name), otherwise) {
+        (Some(found), Some(otherwise)) => format!("coalesce({found}, {otherwise})"),
+        (Some(found), None) => found,
+        (None, Some(otherwise)) if matches!(column.source, Source::Column(_)) => otherwise,
+        (None, _) => return nobody_is_left_out(one, column, moves),
+    };
+    let id = format!("{}.{:04}", Part::Data.number(), (moves.all.len() + 1) * 10);
+    let sql = batches(one, column.name, &value, &id);
+    let what = if is_project { "project" } else { "organization" };
+    moves
+        .add(
+            format!("rows of {table} find their {what}"),
+            format!("ROW EXCLUSIVE, and some rows for about {BATCH_MS} ms at a time"),
+            How::Batches,
+            vec![sql],
+        )
+        .checked(format!("SELECT NOT EXISTS (SELECT FROM {table} WHERE {} IS NULL)", ident(column.name)));
+}
+
+/// One statement that goes through a table by its primary key, or row by row where it has none, and commits each batch.
+fn batches(one: &Tenanted<'_>, column: &str, value: &str, id: &str) -> String {
+    let (table, this, column) = (&one.table.name, ident(&one.table.name.name), ident(column));
+    let key: Vec<String> = one.table.primary_key().map(|key| key.columns.clone()).unwrap_or_default();
+    let columns = if key.is_empty() { "ctid".to_owned() } else { idents(&key) };
+    let own = |of: &str| match key.is_empty() {
+        true => format!("{of}.ctid"),
+        false => key.iter().map(|name| format!("{of}.{}", ident(name))).collect::<Vec<_>>().join(", "),
+    };
+    let record: Vec<String> = match key.is_empty() {
+        true => vec!["'ctid', batch.ctid".to_owned()],
+        false => key.iter().map(|name| format!("{}, batch.{}", literal(name), ident(name))).collect(),
+    };
+    let typed: Vec<String> = match key.is_empty() {
+        true => vec!["(at ->> 'ctid')::tid".to_owned()],
+        false => key
+            .iter()
+            .map(|name| {
+                let kind = one.table.column(name).map_or("text", |column| column.kind.as_str());
+                format!("(at ->> {})::{kind}", literal(name))
+            })
+            .collect(),
+    };
+    format!(
+        "DO $step$
+DECLARE
+    -- The key of the last row that has been looked at.
+    at jsonb := (SELECT position FROM pgtenant.migration_steps WHERE id = '{id}');
+    size integer := 500;
+    looked bigint;
+    changed bigint;
+    left_over bigint;
+    begun timestamptz;
+    took float8;
+BEGIN
+    LOOP
+        begun := clock_timestamp();
+        SET LOCAL session_replication_role = replica; -- nobody's triggers: nothing but this column changes
+        SET LOCAL plan_cache_mode = force_custom_plan;
+        WITH batch AS MATERIALIZED (
+            SELECT {columns} FROM {table} AS {this}
+            WHERE at IS NULL OR ({own_this}) > ({typed})
+            ORDER BY {columns} LIMIT size
+        ), done AS (
+            UPDATE {table} AS {this} SET {column} = {value}
+            FROM batch WHERE ({own_this}) = ({own_batch}) AND {this}.{column} IS NULL
+            RETURNING 1
+        )
+        SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM done),
+            coalesce((SELECT jsonb_build_object({record}) FROM batch ORDER BY {columns_desc} LIMIT 1), at)
+            INTO looked, changed, at;
+        UPDATE pgtenant.migration_steps SET position = at, rows = rows + changed WHERE id = '{id}';
+        COMMIT;
+        EXIT WHEN looked < size;
+        took := extract(epoch FROM clock_timestamp() - begun);
+        PERFORM pg_sleep(pause + nice * took) FROM pgtenant.migration_pace;
+        size := greatest(100, least(20000, size * least(2, {BATCH_MS} / 1000.0 / took)))::integer;
+    END LOOP;
+{complaint}END
+$step$",
+        own_this = own(&this),
+        own_batch = own("batch"),
+        typed = typed.join(", "),
+        record = record.join(", "),
+        columns_desc =
+            columns.split(", ").map(|name| format!("batch.{name} DESC")).collect::<Vec<_>>().join(", "),
+        complaint = complaint(one, &column),
+    )
+}
+
+/// Where a column says whose rows are, it must say so for all.
+fn nobody_is_left_out(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
+    let is_sure = one.table.column(column.name).is_some_and(|there| there.is_not_null);
+    if is_sure || !matches!(column.source, Source::Column(_)) {
+        return;
+    }
+    let table = &one.table.name;
+    let name = ident(column.name);
+    moves
+        .add(
+            format!("no row of {table} is left out"),
+            "none",
+            How::Alone,
+            vec![format!(
+                "DO $step$\nDECLARE\n    left_over bigint;\nBEGIN\n{}END\n$step$",
+                complaint(one, &name)
+            )],
+        )
+        .checked(format!("SELECT NOT EXISTS (SELECT FROM {table} WHERE {name} IS NULL)"));
+}
+
+/// Stops at rows that have none, and tells which: nobody guesses.
+fn complaint(one: &Tenanted<'_>, column: &str) -> String {
+    let table = &one.table.name;
+    let key = one.table.primary_key().map(|key| idents(&key.columns)).unwrap_or_else(|| "ctid".to_owned());
+    let [table_text, column_text] =
+        [table.to_string(), column.to_owned()].map(|text| text.replace('\'', "''").replace('%', "%%"));
+    format!(
+        "    SELECT count(*) INTO left_over FROM {table} WHERE {column} IS NULL;
+    IF left_over > 0 THEN
+        RAISE EXCEPTION USING ERRCODE = '23502',
+            MESSAGE = format('%s rows of {table_text} do not find their {column_text}; the first of them: %s', left_over,
+                (SELECT string_agg(to_jsonb(missing)::text, ', ') FROM (SELECT {key} FROM {table} WHERE {column} IS NULL LIMIT 5) AS missing)),
+            HINT = 'Correct them, or roll back, say otherwise = \"default\" in tenancy.toml, plan and apply again.';
+    END IF;
+"
+    )
+}
+
+fn not_null(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
+    let there = one.table.column(column.name);
+    if *column.source == Source::Default || there.is_some_and(|there| there.is_not_null) {
+        return;
+    }
+    let (table, name) = (&one.table.name, ident(column.name));
+    let check = ident(&composed(&[&one.table.name.name, column.name, "check"]));
+    // A check that is validated spares SET NOT NULL its look at every row.
+    let sql = vec![
+        format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}"),
+        format!("ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID"),
+        format!("ALTER TABLE {table} VALIDATE CONSTRAINT {check}"),
+        format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, DROP CONSTRAINT {check}"),
+    ];
+    moves
+        .add(
+            format!("no row of {table} is without {}", column.name),
+            "ACCESS EXCLUSIVE, milliseconds, twice; SHARE UPDATE EXCLUSIVE while rows are read",
+            How::Alone,
+            sql,
+        )
+        .checked(format!(
+            "SELECT attnotnull FROM pg_attribute WHERE attrelid = {}::regclass AND attname = {}",
+            literal(&table.to_string()),
+            literal(column.name)
+        ))
+        .undone(
+            format!("no check left on {table}"),
+            How::Transaction,
+            vec![format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}")],
+        );
+}
+
+fn validate(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) {
+    if reference.one.table.is_partitioned {
+        return partitions::validate(design, reference, no_orphans(reference), moves);
+    }
+    let (table, name) = (&reference.one.table.name, &reference.name);
+    moves
+        .add(
+            format!("foreign key {name} of {table} holds for all rows"),
+            format!(
+                "SHARE UPDATE EXCLUSIVE on {table}, ROW SHARE on {}: reads and writes go on",
+                reference.target
+            ),
+            How::Alone,
+            vec![format!("ALTER TABLE {table} VALIDATE CONSTRAINT {}", ident(name))],
+        )
+        .checked(no_orphans(reference));
+}
+
+/// By a query of its own: PostgreSQL's word for it is not taken where policies may have hidden rows from it.
+fn no_orphans(reference: &Reference<'_>) -> String {
+    let pairs = reference.columns.iter().zip(&reference.target_columns);
+    let on: Vec<_> =
+        pairs.map(|(own, its)| format!("parent.{} = child.{}", ident(its), ident(own))).collect();
+    let given: Vec<_> =
+        reference.columns.iter().map(|own| format!("child.{} IS NOT NULL", ident(own))).collect();
+    format!(
+        "SELECT NOT EXISTS (SELECT FROM {} AS child WHERE {} AND NOT EXISTS (SELECT FROM {} AS parent WHERE {}))",
+        reference.one.table.name,
+        given.join(" AND "),
+        reference.target,
+        on.join(" AND ")
+    )
+}
+
+/// The foreign key with the organization takes the place and the name of the one without.
+fn take_over(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) {
+    let Some(old) = reference.replaces.filter(|old| !keys::keeps(old, design.catalog.version)) else {
+        return;
+    };
+    let (table, name, was) = (&reference.one.table.name, ident(&reference.name), ident(&old.name));
+    let definition = old.definition.trim_end_matches(" NOT VALID");
+    let step = moves.add(
+        format!("{} of {table} leads with the organization", old.name),
+        format!("ACCESS EXCLUSIVE on {table} and {}, milliseconds", reference.target),
+        How::Transaction,
+        vec![
+            format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {was}"),
+            format!("ALTER TABLE {table} RENAME CONSTRAINT {name} TO {was}"),
+        ],
+    );
+    step.checked(has_constraint(table, &old.name));
+    step.step.sql.extend(commented(table, old));
+    // Partitions first, where there are some: the whole takes theirs up.
+    let (mut again, validate, whole) = match reference.one.table.is_partitioned {
+        true => {
+            let [leaves, validate, whole] = partitions::old_reference(design, table, old);
+            (leaves, validate, whole)
+        }
+        false => {
+            let validate = old.is_validated.then(|| format!("ALTER TABLE {table} VALIDATE CONSTRAINT {was}"));
+            let again = format!("ALTER TABLE {table} ADD CONSTRAINT {was} {definition} NOT VALID");
+            (vec![again], validate.into_iter().collect(), Vec::new())
+        }
+    };
+    again.insert(0, format!("ALTER TABLE {table} RENAME CONSTRAINT {was} TO {name}"));
+    let comment: Vec<_> = commented(table, old).into_iter().collect();
+    if whole.is_empty() {
+        again.extend(comment.clone());
+    }
+    step.undone(format!("{} of {table} as it was", old.name), How::Transaction, again);
+    if !validate.is_empty() {
+        step.undone(format!("{} of {table} holds for all rows", old.name), How::Alone, validate);
+    }
+    if !whole.is_empty() {
+        let title = format!("{} of {table} is that of all partitions", old.name);
+        step.undone(title, How::Transaction, [whole, comment].concat());
+    }
+}
+
+/// The unique index with the organization takes the place and the name of the one without.
+fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
+    let Some(replaces) = unique.replaces.filter(|one| !keys::is_kept(*one, unique.one, design)) else {
+        return;
+    };
+    let table = &unique.one.table.name;
+    let lock = format!("ACCESS EXCLUSIVE on {table}, milliseconds");
+    match replaces {
+        Replaced::Constraint(old, index) => {
+            let was = ident(&old.name);
+            let [new, before] = [unique.name.clone(), composed(&[&old.name, "before"])]
+                .map(|name| Name::new(&table.schema, &name));
+            let swap = format!(
+                "DO $$ BEGIN IF to_regclass({}) IS NOT NULL THEN\n    ALTER TABLE {table} DROP CONSTRAINT {was}, {};\nEND IF; END $$",
+                literal(&new.to_string()),
+                using_index(old, &unique.name)
+            );
+            let again = index.definition.replacen(
+                &format!(" {was} ON "),
+                &format!(" {} ON ", ident(&before.name)),
+                1,
+            );
+            let step = moves.add(
+                format!("{} of {table} leads with the organization", old.name),
+                lock,
+                How::Transaction,
+                vec![swap, format!("DROP INDEX IF EXISTS {before}")],
+            );
+            step.checked(format!(
+                "SELECT array_length(conkey, 1) = {} FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {}",
+                unique.columns.len(),
+                literal(&table.to_string()),
+                literal(&old.name)
+            ));
+            step.undone(
+                format!("one row for each ({}) of {table}", idents(&old.columns)),
+                How::Alone,
+                vec![keys::concurrently(&again)],
+            );
+            step.step.sql.extend(commented(table, old));
+        }
+        Replaced::Index(index) => {
+            let [old, new] = [&index.name, &unique.name].map(|name| Name::new(&table.schema, name));
+            moves
+                .add(
+                    format!("{old} leads with the organization"),
+                    lock,
+                    How::Alone,
+                    vec![
+                        format!(
+                            "DO $$ BEGIN IF to_regclass({}) IS NOT NULL THEN\n    DROP INDEX IF EXISTS {old};\n    \
+                             ALTER INDEX {new} RENAME TO {};\nEND IF; END $$",
+                            literal(&new.to_string()),
+                            ident(&index.name)
+                        ),
+                    ],
+                )
+                .checked(expand::is_valid(&old))
+                .undone(
+                    format!("{old} as it was"),
+                    How::Alone,
+                    vec![
+                        format!(
+                            "DO $$ BEGIN IF to_regclass({}) IS NULL THEN\n    ALTER INDEX IF EXISTS {old} RENAME TO {};\nEND IF; END $$",
+                            literal(&new.to_string()),
+                            ident(&unique.name)
+                        ),
+                        keys::concurrently(&index.definition),
+                    ],
+                );
+        }
+    }
+}
+
+/// What was written about a constraint is written about what takes its place.
+pub(super) fn commented(table: &Name, constraint: &Constraint) -> Option<String> {
+    let comment = constraint.comment.as_ref()?;
+    Some(format!("COMMENT ON CONSTRAINT {} ON {table} IS {}", ident(&constraint.name), literal(comment)))
+}
+
+/// `ADD CONSTRAINT ... USING INDEX ...`
+pub(super) fn using_index(constraint: &Constraint, index: &str) -> String {
+    let kind = if constraint.kind == Kind::Primary { "PRIMARY KEY" } else { "UNIQUE" };
+    let when = match (constraint.is_deferrable, constraint.is_deferred) {
+        (_, true) => " DEFERRABLE INITIALLY DEFERRED",
+        (true, false) => " DEFERRABLE",
+        (false, false) => "",
+    };
+    format!("ADD CONSTRAINT {} {kind} USING INDEX {}{when}", ident(&constraint.name), ident(index))
+}

@@ -1,0 +1,368 @@
+//! What is to become of each table: the schema and `tenancy.toml` brought together, or all that contradicts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::architect::catalog::{Catalog, Constraint, Kind, Table};
+use crate::architect::names::Name;
+use crate::architect::treatment::{Entry, Scope, Source, Treatment};
+
+/// A schema and what is to become of it.
+pub struct Design<'a> {
+    /// What there is.
+    pub catalog: &'a Catalog,
+    /// What is to become of it.
+    pub treatment: &'a Treatment,
+    /// The table of organizations.
+    pub organizations: Name,
+    /// It is not there yet.
+    pub makes_organizations: bool,
+    /// The table of projects.
+    pub projects: Name,
+    /// It is not there yet.
+    pub makes_projects: bool,
+    /// Tables of organizations and projects, those before others that these find their organization through.
+    pub tables: Vec<Tenanted<'a>>,
+    /// Tables for all to read.
+    pub shared: Vec<&'a Table>,
+    /// What a person should know or decide.
+    pub notes: Vec<String>,
+}
+
+/// A table of an organization, or of a project.
+#[derive(Clone)]
+pub struct Tenanted<'a> {
+    /// As it is.
+    pub table: &'a Table,
+    /// As it is to be.
+    pub entry: &'a Entry,
+    /// The column that says whose a row is.
+    pub organization: TenantColumn<'a>,
+    /// The same of its project.
+    pub project: Option<TenantColumn<'a>>,
+}
+
+/// A column that says whose a row is.
+#[derive(Clone)]
+pub struct TenantColumn<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How existing rows get it.
+    pub source: &'a Source,
+}
+
+impl TenantColumn<'_> {
+    /// Whether it is to be added.
+    pub fn is_new(&self) -> bool {
+        !matches!(self.source, Source::Column(_))
+    }
+}
+
+/// All that contradicts.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl<'a> Design<'a> {
+    /// Brings both together.
+    ///
+    /// # Errors
+    /// All that contradicts.
+    pub fn new(catalog: &'a Catalog, treatment: &'a Treatment) -> Result<Self, Mistakes> {
+        let mut wrong = Vec::new();
+        let mut named = |what: &str, text: &str| {
+            Name::parse(text).unwrap_or_else(|| {
+                wrong.push(format!("[{what}] table = {text:?} is no name; write \"schema.name\""));
+                Name::new("", "")
+            })
+        };
+        let organizations = named("organizations", &treatment.organizations.table);
+        let projects = named("projects", &treatment.projects.table);
+        let mut design = Self {
+            makes_organizations: catalog.table(&organizations).is_none(),
+            makes_projects: catalog.table(&projects).is_none(),
+            catalog,
+            treatment,
+            organizations,
+            projects,
+            tables: Vec::new(),
+            shared: Vec::new(),
+            notes: Vec::new(),
+        };
+        let [of_organizations, of_projects] =
+            [&treatment.organizations, &treatment.projects].map(|tenants| tenants.kind.of_context());
+        if of_organizations != of_projects {
+            wrong.push(format!(
+                "[projects] type = {:?} is not that of [organizations]: a context's ids are of one type",
+                treatment.projects.kind.sql()
+            ));
+        }
+        wrong.extend(design.strangers());
+        wrong.extend(design.privileged());
+        let mut found = Vec::new();
+        for table in &catalog.tables {
+            if table.name == design.organizations {
+                continue;
+            }
+            match design.treat(table) {
+                Ok(Some(tenanted)) => found.push(tenanted),
+                Ok(None) => {}
+                Err(mistake) => wrong.push(mistake),
+            }
+        }
+        wrong.extend(found.iter().flat_map(|one| mistakes_of(one, &found, &design)));
+        if !wrong.is_empty() {
+            return Err(Mistakes(wrong));
+        }
+        design.tables = in_order(found)?;
+        design.takes_notes();
+        Ok(design)
+    }
+
+    /// Tables that the file names and the database does not have.
+    fn strangers(&self) -> Vec<String> {
+        let there: BTreeSet<String> =
+            self.catalog.tables.iter().map(|table| table.name.to_string()).collect();
+        let named = self.treatment.tables.keys().filter(|name| !there.contains(*name));
+        named
+            .map(|name| {
+                format!("[tables.{name:?}]: the database has no such table; take it out, or correct its name")
+            })
+            .collect()
+    }
+
+    /// Roles whose rights would be mixed up with those that they have already.
+    fn privileged(&self) -> Vec<String> {
+        let roles = &self.treatment.roles;
+        let mut wrong = Vec::new();
+        for role in &roles.application {
+            let has_rights = |table: &&Table| table.owner == *role || table.grantees.contains(role);
+            if roles.legacy.contains(role) {
+                wrong.push(format!("[roles]: {role:?} cannot be an application's and a legacy role at once"));
+            } else if let Some(table) = self.catalog.tables.iter().find(has_rights) {
+                wrong.push(format!(
+                    "[roles]: {role:?} has rights on {} already; name another role, which the proxy signs in with, and keep this one as legacy",
+                    table.name
+                ));
+            }
+        }
+        let unknown = roles.legacy.iter().filter(|role| !self.catalog.roles.contains(role));
+        wrong.extend(unknown.map(|role| format!("[roles]: there is no legacy role {role:?}")));
+        if roles.application.is_empty() {
+            wrong.push("[roles]: application is empty; name a role that the proxy signs in with".to_owned());
+        }
+        wrong
+    }
+
+    fn treat(&mut self, table: &'a Table) -> Result<Option<Tenanted<'a>>, String> {
+        let name = &table.name;
+        let Some(entry) = self.treatment.of(name) else {
+            if table.is_partition {
+                return Ok(None);
+            }
+            return Err(format!(
+                "table {name} is not in the file; add [tables.{:?}] with its scope",
+                name.to_string()
+            ));
+        };
+        if entry.scope == Scope::Shared {
+            self.shared.push(table);
+            return Ok(None);
+        }
+        if entry.scope == Scope::Unknown {
+            return Err(format!(
+                "[tables.{:?}]: scope is \"unknown\"; say whose its rows are",
+                name.to_string()
+            ));
+        }
+        if table.is_partition {
+            return Err(format!(
+                "table {name} is a partition: say it of the table that it is part of, and take it out of the file"
+            ));
+        }
+        let children = self.catalog.tables.iter().filter(|other| other.parents.contains(name));
+        let is_flat = children.clone().all(|child| child.is_partition && !child.is_partitioned);
+        if !table.parents.is_empty() || !is_flat {
+            return Err(format!(
+                "table {name} has parents, children by inheritance, or partitions that have some: this version does not migrate them"
+            ));
+        }
+        let missing = |what: &str| {
+            format!("[tables.{:?}]: {what} is missing; say how its rows find theirs", name.to_string())
+        };
+        let source = entry.organization.as_ref().ok_or_else(|| missing("organization"))?;
+        let organization = column(source, &self.treatment.organizations.column);
+        let project = match (entry.scope, &entry.project) {
+            (Scope::Project, Some(source)) => Some(column(source, &self.treatment.projects.column)),
+            (Scope::Project, None) => return Err(missing("project")),
+            (_, Some(_)) => {
+                return Err(format!(
+                    "[tables.{:?}]: project is given, but its scope is not \"project\"",
+                    name.to_string()
+                ));
+            }
+            (_, None) => None,
+        };
+        Ok(Some(Tenanted { table, entry, organization, project }))
+    }
+
+    /// A table of an organization or a project.
+    pub fn tenanted(&self, name: &Name) -> Option<&Tenanted<'a>> {
+        self.tables.iter().find(|one| one.table.name == *name)
+    }
+
+    fn takes_notes(&mut self) {
+        let mut notes = Vec::new();
+        for one in &self.tables {
+            let name = &one.table.name;
+            if one.table.primary_key().is_none() {
+                notes.push(format!(
+                    "{name} has no primary key: its rows cannot be told apart, and nothing can refer to them."
+                ));
+            }
+            notes.extend(super::partitions::notes(one).filter(|_| one.table.is_partitioned));
+            for constraint in
+                one.table.constraints.iter().filter(|constraint| constraint.kind == Kind::Exclude)
+            {
+                notes.push(format!(
+                    "{name}: the exclusion constraint {} stays as it is, over all organizations. To have one in each, add the \
+                     organization to it (extension btree_gist).",
+                    constraint.name
+                ));
+            }
+            for global in &one.entry.global_uniques {
+                notes.push(format!(
+                    "{name}: {global} stays unique over all organizations, so that one can learn what another one has."
+                ));
+            }
+        }
+        for view in self
+            .catalog
+            .views
+            .iter()
+            .filter(|view| view.reads.iter().any(|name| self.tenanted(name).is_some()))
+        {
+            let name = &view.name;
+            if view.is_materialized {
+                notes.push(format!(
+                    "Materialized view {name} has rows of all organizations, and policies cannot be on it: the application's roles \
+                     get no right to it."
+                ));
+            } else if self.catalog.version < 15 {
+                notes.push(format!(
+                    "View {name} reads with its owner's rights, past the policies (security_invoker needs PostgreSQL 15): the \
+                     application's roles get no right to it."
+                ));
+            } else if !view.is_invoker {
+                notes.push(format!(
+                    "View {name} will read with the rights of who asks (security_invoker): a role that has rights on the view alone, and not \
+                     on what it reads, will be refused."
+                ));
+            }
+        }
+        for definer in &self.catalog.definers {
+            notes.push(format!(
+                "Function {definer} runs with its owner's rights; look at what it reads and writes."
+            ));
+        }
+        self.notes = notes;
+    }
+}
+
+fn column<'a>(source: &'a Source, usual: &'a str) -> TenantColumn<'a> {
+    let name = if let Source::Column(name) = source { name } else { usual };
+    TenantColumn { name, source }
+}
+
+impl<'a> Tenanted<'a> {
+    /// `organization_id`, or `organization_id, project_id`.
+    pub fn lead(&self, with_project: bool) -> Vec<&'a str> {
+        let project = self.project.as_ref().filter(|_| with_project).map(|column| column.name);
+        std::iter::once(self.organization.name).chain(project).collect()
+    }
+
+    /// Columns that say whose a row is.
+    pub fn tenant_columns(&self) -> impl Iterator<Item = &TenantColumn<'a>> {
+        std::iter::once(&self.organization).chain(&self.project)
+    }
+
+    /// Whether this key leads with the organization already.
+    pub fn leads(&self, columns: &[String]) -> bool {
+        columns.first().is_some_and(|first| first == self.organization.name)
+    }
+
+    /// The foreign key of these columns.
+    pub fn foreign_key(&self, columns: &[String]) -> Option<&'a Constraint> {
+        self.table.foreign_keys().find(|key| key.columns == columns)
+    }
+}
+
+fn mistakes_of(one: &Tenanted<'_>, all: &[Tenanted<'_>], design: &Design<'_>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let name = one.table.name.to_string();
+    for column in one.tenant_columns() {
+        match column.source {
+            Source::Column(there) if one.table.column(there).is_none() => {
+                wrong.push(format!("[tables.{name:?}]: there is no column {there:?}"));
+            }
+            Source::Through(columns) => {
+                let Some(key) = one.foreign_key(columns) else {
+                    wrong.push(format!("[tables.{name:?}]: {columns:?} is no foreign key; name its columns as the constraint does"));
+                    continue;
+                };
+                let is_found = key.target.as_ref().is_some_and(|target| {
+                    *target == design.projects || all.iter().any(|other| other.table.name == *target)
+                });
+                if !is_found {
+                    let target = key.target.as_ref().map(Name::to_string).unwrap_or_default();
+                    wrong.push(format!("[tables.{name:?}]: {columns:?} leads to {target}, which has no organization"));
+                }
+            }
+            _ if column.is_new() && one.table.column(column.name).is_some() => wrong.push(format!(
+                "[tables.{name:?}]: there is a column {:?} already; say {{ column = {:?} }}, or choose another name in \
+                 [organizations] and [projects]",
+                column.name, column.name
+            )),
+            _ => {}
+        }
+    }
+    let uniques: BTreeSet<&str> = one.table.indexes.iter().map(|index| index.name.as_str()).collect();
+    let unknown = one.entry.global_uniques.iter().filter(|global| !uniques.contains(global.as_str()));
+    wrong.extend(unknown.map(|global| {
+        format!("[tables.{name:?}]: global_uniques names {global:?}, which is no unique index")
+    }));
+    wrong
+}
+
+/// Those first that others find their organization through.
+fn in_order(mut left: Vec<Tenanted<'_>>) -> Result<Vec<Tenanted<'_>>, Mistakes> {
+    let mut done: Vec<Tenanted<'_>> = Vec::new();
+    while !left.is_empty() {
+        let waiting: BTreeMap<Name, ()> = left.iter().map(|one| (one.table.name.clone(), ())).collect();
+        let is_ready = |one: &Tenanted<'_>| {
+            one.tenant_columns().all(|column| match column.source {
+                Source::Through(columns) => {
+                    let target = one.foreign_key(columns).and_then(|key| key.target.as_ref());
+                    target.is_none_or(|target| !waiting.contains_key(target))
+                }
+                _ => true,
+            })
+        };
+        let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ready);
+        if ready.is_empty() {
+            let names: Vec<_> = rest.iter().map(|one| one.table.name.to_string()).collect();
+            return Err(Mistakes(vec![format!(
+                "tables find their organization through each other, in a circle: {}; have one of them find it another way",
+                names.join(", ")
+            )]));
+        }
+        done.extend(ready);
+        left = rest;
+    }
+    Ok(done)
+}

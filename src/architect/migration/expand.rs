@@ -1,0 +1,487 @@
+//! 003: everything that can be added while the application goes on as it is.
+
+use super::design::{Design, Tenanted};
+use super::keys::{self, Replaced, Unique};
+use super::{How, Move, Moves, Part, partitions};
+use crate::architect::install;
+use crate::architect::names::{Name, composed, ident, idents, literal};
+use crate::architect::treatment::{IdColumn, Source};
+
+/// A lock that nobody notices.
+pub(super) const SHORT: &str = "ACCESS EXCLUSIVE, milliseconds: no row is read or rewritten";
+
+pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
+    let mut moves = Moves::new(Part::Transformation);
+    interface(design, &mut moves);
+    defaults(design, &mut moves);
+    operations(design, &mut moves);
+    tenants(design, &mut moves);
+    design.tables.iter().for_each(|one| columns(design, one, &mut moves));
+    design.tables.iter().for_each(|one| triggers(design, one, &mut moves));
+    for unique in keys::uniques(design) {
+        unique_index(design, &unique, &mut moves);
+    }
+    for index in keys::indexes(design) {
+        let name = Name::new(&index.one.table.name.schema, &index.name);
+        if index.one.table.is_partitioned {
+            partitions::index(design, index.one, &name, &index.definition, &mut moves);
+            continue;
+        }
+        let size = index.one.table.rows;
+        moves
+            .add(
+                format!("index {name}"),
+                concurrent_lock(size),
+                How::Alone,
+                vec![keys::concurrently(&index.definition)],
+            )
+            .checked(is_valid(&name))
+            .undone(
+                format!("no index {name}"),
+                How::Alone,
+                vec![format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")],
+            );
+    }
+    for reference in keys::references(design) {
+        if reference.one.table.is_partitioned {
+            partitions::reference(design, &reference, &mut moves);
+            continue;
+        }
+        let (table, name) = (&reference.one.table.name, ident(&reference.name));
+        let add = format!("ALTER TABLE {table} ADD CONSTRAINT {name} {} NOT VALID", reference.definition());
+        moves
+            .add(
+                format!("foreign key {} of {table}", reference.name),
+                format!(
+                    "SHARE ROW EXCLUSIVE on {table} and {}, milliseconds: rows are checked later",
+                    reference.target
+                ),
+                How::Transaction,
+                vec![add],
+            )
+            .checked(has_reference(&reference))
+            .undone(
+                format!("no foreign key {} of {table}", reference.name),
+                How::Transaction,
+                vec![format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")],
+            );
+    }
+    moves.all
+}
+
+fn interface(design: &Design<'_>, moves: &mut Moves) {
+    if design.catalog.interface {
+        return;
+    }
+    let id_type = design.treatment.organizations.kind.of_context();
+    moves
+        .add(
+            "schema pgtenant: functions that tell the context, and check its seal",
+            "none on tables of the application",
+            How::Transaction,
+            vec![install::without_keys(id_type)],
+        )
+        .checked("SELECT to_regprocedure('pgtenant.organization_id()') IS NOT NULL")
+        .undone(
+            "no schema pgtenant",
+            How::Transaction,
+            vec!["DROP SCHEMA IF EXISTS pgtenant CASCADE".to_owned()],
+        );
+}
+
+/// The audit log with its trigger function, and what operators look at.
+fn operations(design: &Design<'_>, moves: &mut Moves) {
+    let treatment = design.treatment;
+    let sql = include_str!("../sql/operations.sql")
+        .replace("{organization}", treatment.organizations.kind.sql())
+        .replace("{project}", treatment.projects.kind.sql())
+        .replace("{column}", &treatment.organizations.column.replace('\'', "''"));
+    let undo = [
+        "DROP VIEW IF EXISTS pgtenant.index_usage, pgtenant.policy_costs",
+        "DROP FUNCTION IF EXISTS pgtenant.slow_statements(float8, integer), pgtenant.organization_sizes(name)",
+        "DROP TABLE IF EXISTS pgtenant.audit_log",
+        "DROP FUNCTION IF EXISTS pgtenant.audit(), pgtenant.append_only()",
+    ];
+    moves
+        .add("the audit log, and views for operators", "none on tables of the application", How::Transaction, vec![sql])
+        .checked("SELECT to_regclass('pgtenant.audit_log') IS NOT NULL AND to_regclass('pgtenant.index_usage') IS NOT NULL")
+        .undone("no audit log, no such views", How::Transaction, undo.map(str::to_owned).to_vec());
+}
+
+/// Of a table whose changes are kept.
+pub(super) fn audit(one: &Tenanted<'_>, moves: &mut Moves) {
+    let (table, columns) = (&one.table.name, one.tenant_columns().map(|column| literal(column.name)));
+    let drop = format!("DROP TRIGGER IF EXISTS pgtenant_audit ON {table}");
+    let create = format!(
+        "CREATE TRIGGER pgtenant_audit AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW\n    \
+         EXECUTE FUNCTION pgtenant.audit({})",
+        columns.collect::<Vec<_>>().join(", ")
+    );
+    let there = format!(
+        "SELECT count(*) = 1 FROM pg_trigger WHERE tgrelid = {}::regclass AND tgname = 'pgtenant_audit'",
+        literal(&table.to_string())
+    );
+    moves
+        .add(
+            format!("changes of {table} are kept"),
+            format!("SHARE ROW EXCLUSIVE on {table}, milliseconds"),
+            How::Transaction,
+            vec![drop.clone(), create],
+        )
+        .checked(there)
+        .undone(format!("changes of {table} are not kept"), How::Transaction, vec![drop]);
+}
+
+/// What a new row's organization and project are where an INSERT does not say so.
+fn defaults(design: &Design<'_>, moves: &mut Moves) {
+    let legacy = &design.treatment.roles.legacy;
+    let mut sql = row_defaults(design, legacy);
+    for role in legacy {
+        let role = ident(role);
+        sql.push(format!("GRANT USAGE ON SCHEMA pgtenant TO {role}"));
+        sql.push(format!(
+            "GRANT EXECUTE ON FUNCTION {} TO {role}",
+            ROW_DEFAULTS.map(|name| signature(name, design)).join(", ")
+        ));
+    }
+    let drop = ROW_DEFAULTS.map(|name| format!("DROP FUNCTION IF EXISTS {}", signature(name, design)));
+    moves
+        .add("what a new row belongs to where an INSERT does not say so", "none", How::Transaction, sql)
+        .checked("SELECT count(*) = 2 FROM pg_proc WHERE pronamespace = 'pgtenant'::regnamespace AND proname IN ('row_organization', 'row_project')")
+        .undone("no such functions", How::Transaction, drop.to_vec());
+}
+
+const ROW_DEFAULTS: [&str; 2] = ["row_organization", "row_project"];
+
+fn signature(name: &str, design: &Design<'_>) -> String {
+    let kind = if name == "row_project" {
+        design.treatment.projects.kind
+    } else {
+        design.treatment.organizations.kind
+    };
+    format!("pgtenant.{name}({})", kind.sql())
+}
+
+/// The functions, for these legacy roles.
+pub(super) fn row_defaults(design: &Design<'_>, legacy: &[String]) -> Vec<String> {
+    let roles = legacy.iter().map(|role| literal(role)).collect::<Vec<_>>().join(", ");
+    let mut sql = Vec::new();
+    for (name, asks) in [("row_organization", "organization_id"), ("row_project", "project_id")] {
+        let signature = signature(name, design);
+        let kind = signature.rsplit_once('(').map_or("", |(_, kind)| kind.trim_end_matches(')')).to_owned();
+        let exempt = match legacy.is_empty() {
+            true => String::new(),
+            // A legacy role that comes through the proxy has a seal, and counts as anyone else.
+            false => format!(
+                "    IF session_user IN ({roles}) AND coalesce(current_setting('pgtenant.seal', true), '') = '' THEN\n        \
+                 RETURN legacy;\n    END IF;\n"
+            ),
+        };
+        sql.push(format!(
+            "CREATE OR REPLACE FUNCTION pgtenant.{name}(legacy {kind}) RETURNS {kind}\n\
+             LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp\nAS $function$\nBEGIN\n{exempt}    \
+             RETURN pgtenant.{asks}();\nEND\n$function$"
+        ));
+        sql.push(format!("ALTER FUNCTION {signature} OWNER TO pgtenant_owner"));
+        sql.push(format!("REVOKE ALL ON FUNCTION {signature} FROM PUBLIC"));
+    }
+    sql
+}
+
+/// The tables of tenants, where there are none.
+fn tenants(design: &Design<'_>, moves: &mut Moves) {
+    let (treatment, default) = (design.treatment, &design.treatment.default);
+    let owner = design.tables.first().map(|one| ident(&one.table.owner));
+    let owned = |name: &Name| {
+        owner.iter().map(|owner| format!("ALTER TABLE {name} OWNER TO {owner}")).collect::<Vec<_>>()
+    };
+    let (organizations, kind) = (&design.organizations, treatment.organizations.kind.sql());
+    let id = ident(&treatment.organizations.id);
+    if design.makes_organizations {
+        let mut sql = vec![format!(
+            "CREATE TABLE IF NOT EXISTS {organizations} (\n    {id} {kind} PRIMARY KEY{},\n    name text NOT NULL,\n    \
+             created_at timestamptz NOT NULL DEFAULT now()\n)",
+            fresh(treatment.organizations.kind)
+        )];
+        sql.extend(owned(organizations));
+        sql.push(format!("COMMENT ON TABLE {organizations} IS 'The tenants.'"));
+        sql.push(format!(
+            "INSERT INTO {organizations} ({id}, name) VALUES ({}, {}) ON CONFLICT DO NOTHING",
+            literal(&default.organization),
+            literal(&default.organization_name)
+        ));
+        moves
+            .add(format!("{organizations}, with one organization"), "none", How::Transaction, sql)
+            .checked(format!(
+                "SELECT count(*) = 1 FROM {organizations} WHERE {id} = {}",
+                literal(&default.organization)
+            ))
+            .undone(
+                format!("no {organizations}"),
+                How::Transaction,
+                vec![format!("DROP TABLE IF EXISTS {organizations}")],
+            );
+    }
+    if !design.makes_projects {
+        return;
+    }
+    let (projects, project_kind) = (&design.projects, treatment.projects.kind.sql());
+    let (column, project) = (ident(&treatment.organizations.column), ident(&treatment.projects.id));
+    let mut sql = vec![format!(
+        "CREATE TABLE IF NOT EXISTS {projects} (\n    {column} {kind} NOT NULL REFERENCES {organizations} ({id}),\n    \
+         {project} {project_kind} NOT NULL{},\n    name text NOT NULL,\n    created_at timestamptz NOT NULL DEFAULT now(),\n    \
+         PRIMARY KEY ({column}, {project})\n)",
+        fresh(treatment.projects.kind)
+    )];
+    sql.extend(owned(projects));
+    sql.push(format!("ALTER TABLE {projects} ALTER COLUMN {column} SET DEFAULT pgtenant.organization_id()"));
+    sql.push(format!("COMMENT ON TABLE {projects} IS 'What an organization is divided into.'"));
+    // Each organization has one to begin with.
+    sql.push(format!(
+        "INSERT INTO {projects} ({column}, {project}, name) SELECT {id}, {}, {} FROM {organizations} ON CONFLICT DO NOTHING",
+        literal(&default.project),
+        literal(&default.project_name)
+    ));
+    moves
+        .add(format!("{projects}, with one project"), "none", How::Transaction, sql)
+        .checked(format!("SELECT count(*) > 0 FROM {projects}"))
+        .undone(format!("no {projects}"), How::Transaction, vec![format!("DROP TABLE IF EXISTS {projects}")]);
+}
+
+fn fresh(kind: IdColumn) -> &'static str {
+    match kind {
+        IdColumn::Uuid => " DEFAULT gen_random_uuid()",
+        IdColumn::Bigint | IdColumn::Integer => " GENERATED BY DEFAULT AS IDENTITY",
+        IdColumn::Text => "",
+    }
+}
+
+/// What a column of the default organization's or project's is filled with.
+fn constants<'a>(
+    design: &'a Design<'_>,
+    one: &'a Tenanted<'_>,
+) -> Vec<(&'a str, &'static str, &'a str, &'static str, bool)> {
+    let (treatment, default) = (design.treatment, &design.treatment.default);
+    let mut found = vec![(
+        one.organization.name,
+        treatment.organizations.kind.sql(),
+        default.organization.as_str(),
+        "row_organization",
+        *one.organization.source == Source::Default,
+    )];
+    if let Some(project) = &one.project {
+        let kind = treatment.projects.kind.sql();
+        found.push((project.name, kind, &default.project, "row_project", *project.source == Source::Default));
+    }
+    found
+}
+
+fn columns(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
+    let table = &one.table.name;
+    let (mut adds, mut sets, mut drops, mut resets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (name, kind, value, function, is_default) in constants(design, one) {
+        let column = ident(name);
+        let there = one.table.column(name);
+        match there {
+            None if is_default => {
+                adds.push(format!(
+                    "ADD COLUMN IF NOT EXISTS {column} {kind} NOT NULL DEFAULT {}",
+                    literal(value)
+                ));
+            }
+            None => adds.push(format!("ADD COLUMN IF NOT EXISTS {column} {kind}")),
+            Some(there) => {
+                resets.push(match &there.default {
+                    Some(default) => format!("ALTER COLUMN {column} SET DEFAULT {default}"),
+                    None => format!("ALTER COLUMN {column} DROP DEFAULT"),
+                });
+                // 005 sets it; here, because no key has the column any more.
+                resets.extend((!there.is_not_null).then(|| format!("ALTER COLUMN {column} DROP NOT NULL")));
+            }
+        }
+        if there.is_none() {
+            drops.push(format!("DROP COLUMN IF EXISTS {column}"));
+        }
+        let legacy = if is_default { literal(value) } else { "NULL".to_owned() };
+        sets.push(format!("ALTER COLUMN {column} SET DEFAULT pgtenant.{function}({legacy})"));
+    }
+    let alter = |actions: Vec<String>| {
+        (!actions.is_empty()).then(|| format!("ALTER TABLE {table}\n    {}", actions.join(",\n    ")))
+    };
+    let names: Vec<_> = one.tenant_columns().map(|column| literal(column.name)).collect();
+    let sql: Vec<_> = alter(adds).into_iter().chain(alter(sets)).collect();
+    if sql.is_empty() {
+        return;
+    }
+    moves
+        .add(format!("whose rows of {table} are"), format!("{SHORT} ({table})"), How::Transaction, sql)
+        .checked(format!(
+            "SELECT count(*) = {} FROM pg_attribute WHERE attrelid = {}::regclass AND NOT attisdropped AND attname IN ({})",
+            names.len(),
+            literal(&table.to_string()),
+            names.join(", ")
+        ))
+        .undone(
+            format!("{table} as it was"),
+            How::Transaction,
+            alter(resets).into_iter().chain(alter(drops)).collect(),
+        );
+}
+
+/// Rows that legacy roles write find their organization like those that are there.
+fn triggers(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
+    if design.treatment.roles.legacy.is_empty() {
+        return;
+    }
+    let table = &one.table.name;
+    let mut body = String::new();
+    for column in one.tenant_columns() {
+        let name = ident(column.name);
+        let Some(expression) = found_by(design, one, column.source, column.name) else { continue };
+        let this = ident(&table.name);
+        body.push_str(&format!(
+            "    IF NEW.{name} IS NULL THEN\n        NEW.{name} := (SELECT {expression} FROM (SELECT (NEW).*) AS {this});\n    END IF;\n"
+        ));
+    }
+    if body.is_empty() {
+        return;
+    }
+    let function = Name::new("pgtenant", &composed(&["fill", &table.schema, &table.name]));
+    let sql = vec![
+        format!(
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\nLANGUAGE plpgsql SET search_path = {}, pg_catalog, pg_temp\n\
+             AS $function$\nBEGIN\n{body}    RETURN NEW;\nEND\n$function$",
+            ident(&table.schema)
+        ),
+        format!("ALTER FUNCTION {function}() OWNER TO pgtenant_owner"),
+        format!("DROP TRIGGER IF EXISTS pgtenant_fill ON {table}"),
+        format!(
+            "CREATE TRIGGER pgtenant_fill BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"
+        ),
+    ];
+    moves
+        .add(
+            format!("rows that legacy roles write into {table} find whose they are"),
+            format!("SHARE ROW EXCLUSIVE on {table}, milliseconds"),
+            How::Transaction,
+            sql,
+        )
+        .undone(
+            format!("no trigger on {table}"),
+            How::Transaction,
+            vec![
+                format!("DROP TRIGGER IF EXISTS pgtenant_fill ON {table}"),
+                format!("DROP FUNCTION IF EXISTS {function}()"),
+            ],
+        );
+}
+
+/// How a row finds whose it is, as an expression over its columns.
+pub(super) fn found_by(
+    design: &Design<'_>,
+    one: &Tenanted<'_>,
+    source: &Source,
+    column: &str,
+) -> Option<String> {
+    match source {
+        Source::Expression(sql) => Some(format!("({sql})")),
+        Source::Through(columns) => {
+            let key = one.foreign_key(columns)?;
+            let target = key.target.as_ref()?;
+            let parent = design.tenanted(target);
+            let is_project = one.project.as_ref().is_some_and(|project| project.name == column);
+            let theirs = match parent {
+                // A project's row says which project it is by its key.
+                _ if is_project && *target == design.projects => design.treatment.projects.id.as_str(),
+                Some(parent) if is_project => parent.project.as_ref()?.name,
+                Some(parent) => parent.organization.name,
+                None => return None,
+            };
+            let this = ident(&one.table.name.name);
+            let on = columns.iter().zip(&key.target_columns);
+            let on: Vec<_> =
+                on.map(|(own, its)| format!("parent.{} = {this}.{}", ident(its), ident(own))).collect();
+            Some(format!(
+                "(SELECT parent.{} FROM {target} AS parent WHERE {})",
+                ident(theirs),
+                on.join(" AND ")
+            ))
+        }
+        Source::Default | Source::Column(_) => None,
+    }
+}
+
+fn unique_index(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
+    let schema = &unique.one.table.name.schema;
+    let (table, name) = (&unique.one.table.name, Name::new(schema, &unique.name));
+    if unique.one.table.is_partitioned {
+        return partitions::index(design, unique.one, &name, &unique.definition, moves);
+    }
+    let step = moves.add(
+        format!("{table}: one row for each ({})", idents(&unique.columns)),
+        concurrent_lock(unique.one.table.rows),
+        How::Alone,
+        vec![keys::concurrently(&unique.definition)],
+    );
+    // 005 gives it the old one's name, and its undoing puts one beside it on the old columns.
+    let old = match unique.replaces {
+        Some(Replaced::Constraint(constraint, _)) => &constraint.name,
+        Some(Replaced::Index(index)) => &index.name,
+        None => &unique.name,
+    };
+    let found =
+        [&name, &Name::new(schema, old)].map(|name| format!("to_regclass({})", literal(&name.to_string())));
+    step.checked(format!(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = coalesce({})",
+        found.join(", ")
+    ));
+    if let Some(Replaced::Constraint(constraint, _)) = unique.replaces {
+        let before = Name::new(schema, &composed(&[old, "before"]));
+        let again = super::data::using_index(constraint, &before.name);
+        step.undone(
+            format!("{table}: {old} as it was"),
+            How::Transaction,
+            std::iter::once(format!(
+                "DO $$ BEGIN IF to_regclass({}) IS NOT NULL THEN\n    ALTER TABLE {table} DROP CONSTRAINT {}, {again};\nEND IF; END $$",
+                literal(&before.to_string()),
+                ident(old)
+            ))
+            .chain(super::data::commented(table, constraint))
+            .collect(),
+        );
+    }
+    step.undone(
+        format!("no index {name}"),
+        How::Alone,
+        vec![format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")],
+    );
+}
+
+pub(super) fn concurrent_lock(rows: i64) -> String {
+    // About a million rows a second, as measured on two cores: an idea of it, no promise.
+    let seconds = rows / 1_000_000;
+    format!("SHARE UPDATE EXCLUSIVE: reads and writes go on; about {} s", seconds.max(1))
+}
+
+pub(super) fn is_valid(index: &Name) -> String {
+    format!("SELECT indisvalid FROM pg_index WHERE indexrelid = {}::regclass", literal(&index.to_string()))
+}
+
+/// Under its own name, or under the old one's, whose place it takes in 005.
+fn has_reference(reference: &keys::Reference<'_>) -> String {
+    let names = std::iter::once(&reference.name).chain(reference.replaces.map(|old| &old.name));
+    format!(
+        "SELECT count(*) > 0 FROM pg_constraint WHERE conrelid = {}::regclass AND conname IN ({}) AND array_length(conkey, 1) = {}",
+        literal(&reference.one.table.name.to_string()),
+        names.map(|name| literal(name)).collect::<Vec<_>>().join(", "),
+        reference.columns.len()
+    )
+}
+
+pub(super) fn has_constraint(table: &Name, name: &str) -> String {
+    format!(
+        "SELECT count(*) = 1 FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {}",
+        literal(&table.to_string()),
+        literal(name)
+    )
+}

@@ -1,0 +1,157 @@
+//! The three migrations as steps: each with what it does, how, what it locks, how it is checked, and how it is undone.
+
+mod data;
+mod design;
+pub mod distribute;
+mod expand;
+mod keys;
+mod partitions;
+mod policies;
+pub mod text;
+
+pub use design::{Design, Mistakes};
+pub use policies::CUT_OVER;
+
+/// How a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// In a transaction of its own, with its line in the ledger.
+    Transaction,
+    /// Statement by statement, outside a transaction (CREATE INDEX CONCURRENTLY, VALIDATE CONSTRAINT).
+    Alone,
+    /// As one statement that commits batch by batch, and goes on where it was.
+    Batches,
+}
+
+/// Which of the three files a step is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// 003: columns, keys, indexes, foreign keys that are not validated yet.
+    Transformation,
+    /// 004: roles, grants, policies, views.
+    Policies,
+    /// 005: rows, NOT NULL, validation, keys that lead with the organization.
+    Data,
+}
+
+impl Part {
+    /// All, in their order.
+    pub const ALL: [Self; 3] = [Self::Transformation, Self::Policies, Self::Data];
+
+    /// Its number.
+    pub fn number(self) -> &'static str {
+        match self {
+            Self::Transformation => "003",
+            Self::Policies => "004",
+            Self::Data => "005",
+        }
+    }
+
+    /// The name of its file, without what comes behind the dot.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Transformation => "003_multi_tenant_transformation",
+            Self::Policies => "004_multi_tenant_rls_policies",
+            Self::Data => "005_data_migration_existing_to_multi_tenant",
+        }
+    }
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// `003.0010`
+    pub id: String,
+    /// What it does.
+    pub title: String,
+    /// What it locks, and for how long.
+    pub lock: String,
+    /// How it runs.
+    pub how: How,
+    /// Its statements, without semicolons.
+    pub sql: Vec<String>,
+    /// A query whose answer is true when it is done.
+    pub check: Option<String>,
+}
+
+/// A step and what undoes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// There.
+    pub step: Step,
+    /// And back, in this order; each has the step's id.
+    pub undo: Vec<Step>,
+}
+
+/// Steps as they are written one behind the other.
+pub(super) struct Moves {
+    part: Part,
+    all: Vec<Move>,
+}
+
+impl Moves {
+    fn new(part: Part) -> Self {
+        Self { part, all: Vec::new() }
+    }
+
+    /// Adds one.
+    fn add(
+        &mut self,
+        title: impl Into<String>,
+        lock: impl Into<String>,
+        how: How,
+        sql: Vec<String>,
+    ) -> &mut Move {
+        let id = format!("{}.{:04}", self.part.number(), (self.all.len() + 1) * 10);
+        let step = Step { id, title: title.into(), lock: lock.into(), how, sql, check: None };
+        self.all.push(Move { step, undo: Vec::new() });
+        let last = self.all.len() - 1;
+        &mut self.all[last]
+    }
+}
+
+impl Move {
+    /// A query whose answer is true when the step is done.
+    fn checked(&mut self, sql: impl Into<String>) -> &mut Self {
+        self.step.check = Some(sql.into());
+        self
+    }
+
+    /// What undoes it, behind what else does.
+    fn undone(&mut self, title: impl Into<String>, how: How, sql: Vec<String>) -> &mut Self {
+        self.undo.push(Step {
+            id: self.step.id.clone(),
+            title: title.into(),
+            lock: String::new(),
+            how,
+            sql,
+            check: None,
+        });
+        self
+    }
+}
+
+/// All steps of the three migrations.
+pub fn moves(design: &Design<'_>) -> Vec<(Part, Vec<Move>)> {
+    vec![
+        (Part::Transformation, expand::moves(design)),
+        (Part::Policies, policies::moves(design)),
+        (Part::Data, data::moves(design)),
+    ]
+}
+
+/// Indexes that another one makes redundant, in words.
+pub fn redundant(design: &Design<'_>) -> Vec<String> {
+    let indexes = keys::indexes(design);
+    let pairs = indexes.iter().filter_map(|index| Some((index, index.of?)));
+    pairs
+        .map(|(new, old)| {
+            let schema = &new.one.table.name.schema;
+            let old = crate::architect::names::Name::new(schema, &old.name);
+            format!(
+                "Index {old} ({}) is redundant for the application's roles once {} is there: drop it when nobody uses it any more                  (pg_stat_user_indexes.idx_scan).",
+                new.one.table.name, new.name
+            )
+        })
+        .collect()
+}

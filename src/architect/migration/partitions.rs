@@ -1,0 +1,150 @@
+//! Partitioned tables: CONCURRENTLY and NOT VALID are for their partitions only, so each gets its own part, and the whole takes
+//! them up without looking at a row.
+
+use super::design::{Design, Tenanted};
+use super::expand::{SHORT, concurrent_lock, is_valid};
+use super::keys::{self, Reference};
+use super::{How, Moves};
+use crate::architect::catalog::{Constraint, Table};
+use crate::architect::names::{Name, composed, ident, literal};
+
+/// A table's partitions.
+pub(super) fn of<'a>(design: &Design<'a>, table: &Name) -> Vec<&'a Table> {
+    design.catalog.tables.iter().filter(|other| other.is_partition && other.parents.contains(table)).collect()
+}
+
+/// An index of the whole.
+pub(super) fn index(
+    design: &Design<'_>,
+    one: &Tenanted<'_>,
+    name: &Name,
+    definition: &str,
+    moves: &mut Moves,
+) {
+    let table = &one.table.name;
+    let on = |text: &str| format!(" ON {text} ");
+    let only = definition.replacen(&on(&table.to_string()), &on(&format!("ONLY {table}")), 1);
+    moves
+        .add(
+            format!("index {name} of all partitions, empty"),
+            format!("SHARE on {table}, milliseconds"),
+            How::Transaction,
+            // It has no rows of its own: there is nothing that it could be built from CONCURRENTLY.
+            vec![format!(
+                "DO $$ BEGIN\n    {};\nEND $$",
+                only.replacen(" INDEX ", " INDEX IF NOT EXISTS ", 1)
+            )],
+        )
+        .undone(format!("no index {name}"), How::Transaction, vec![format!("DROP INDEX IF EXISTS {name}")]);
+    let mut attach = Vec::new();
+    for leaf in of(design, table) {
+        let own = Name::new(&leaf.name.schema, &composed(&[&leaf.name.name, &name.name]));
+        let its = only.replacen(&on(&format!("ONLY {table}")), &on(&leaf.name.to_string()), 1).replacen(
+            &format!(" {} ON ", ident(&name.name)),
+            &format!(" {} ON ", ident(&own.name)),
+            1,
+        );
+        attach.push(format!("ALTER INDEX {name} ATTACH PARTITION {own}"));
+        moves
+            .add(
+                format!("index {own}"),
+                concurrent_lock(leaf.rows),
+                How::Alone,
+                vec![keys::concurrently(&its)],
+            )
+            .checked(is_valid(&own))
+            .undone(
+                format!("no index {own}"),
+                How::Alone,
+                vec![format!("DROP INDEX CONCURRENTLY IF EXISTS {own}")],
+            );
+    }
+    moves
+        .add(
+            format!("index {name} is that of all partitions"),
+            format!("{SHORT} ({table})"),
+            How::Transaction,
+            attach,
+        )
+        .checked(is_valid(name))
+        .undone(
+            format!("index {name} is gone"),
+            How::Transaction,
+            vec![format!("DROP INDEX IF EXISTS {name}")],
+        );
+}
+
+/// A foreign key of each partition, which is not validated yet.
+pub(super) fn reference(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) {
+    let (table, name) = (&reference.one.table.name, ident(&reference.name));
+    let leaves = of(design, table);
+    let each =
+        |what: &dyn Fn(&Name) -> String| leaves.iter().map(|leaf| what(&leaf.name)).collect::<Vec<_>>();
+    moves
+        .add(
+            format!("foreign key {} of each partition of {table}", reference.name),
+            format!(
+                "SHARE ROW EXCLUSIVE on partitions and {}, milliseconds: rows are checked later",
+                reference.target
+            ),
+            How::Transaction,
+            each(&|leaf| {
+                format!("ALTER TABLE {leaf} ADD CONSTRAINT {name} {} NOT VALID", reference.definition())
+            }),
+        )
+        .undone(
+            format!("no foreign key {} of partitions of {table}", reference.name),
+            How::Transaction,
+            each(&|leaf| format!("ALTER TABLE {leaf} DROP CONSTRAINT IF EXISTS {name}")),
+        );
+}
+
+/// It holds for all rows, and is the whole's.
+pub(super) fn validate(design: &Design<'_>, reference: &Reference<'_>, check: String, moves: &mut Moves) {
+    let (table, name) = (&reference.one.table.name, ident(&reference.name));
+    let leaves = of(design, table);
+    moves.add(
+        format!("foreign key {} of partitions of {table} holds for all rows", reference.name),
+        format!("SHARE UPDATE EXCLUSIVE on one partition after the other: reads and writes go on ({table})"),
+        How::Alone,
+        leaves.iter().map(|leaf| format!("ALTER TABLE {} VALIDATE CONSTRAINT {name}", leaf.name)).collect(),
+    );
+    moves
+        .add(
+            format!("foreign key {} of {table}", reference.name),
+            format!("SHARE ROW EXCLUSIVE on {table} and {}, milliseconds", reference.target),
+            How::Transaction,
+            vec![format!("ALTER TABLE {table} ADD CONSTRAINT {name} {}", reference.definition())],
+        )
+        .checked(check)
+        .undone(
+            format!("no foreign key {} of {table}", reference.name),
+            How::Transaction,
+            // Partitions lose theirs with it.
+            vec![format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")],
+        );
+}
+
+/// The old foreign key again, in the same way.
+pub(super) fn old_reference(design: &Design<'_>, table: &Name, old: &Constraint) -> [Vec<String>; 3] {
+    let name = ident(&old.name);
+    let leaves = of(design, table);
+    let each =
+        |what: &dyn Fn(&Name) -> String| leaves.iter().map(|leaf| what(&leaf.name)).collect::<Vec<_>>();
+    [
+        each(&|leaf| format!("ALTER TABLE {leaf} ADD CONSTRAINT {name} {} NOT VALID", old.definition)),
+        each(&|leaf| format!("ALTER TABLE {leaf} VALIDATE CONSTRAINT {name}")),
+        vec![format!("ALTER TABLE {table} ADD CONSTRAINT {name} {}", old.definition)],
+    ]
+}
+
+/// What stays as it is.
+pub(super) fn notes(one: &Tenanted<'_>) -> Option<String> {
+    let key = one.table.primary_key()?;
+    Some(format!(
+        "{}: the primary key of a partitioned table cannot be exchanged without rebuilding it; {} stays unique over all organizations, and \
+         an index beside it leads with the organization.",
+        one.table.name,
+        literal(&key.name)
+    ))
+}

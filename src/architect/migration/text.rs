@@ -1,0 +1,224 @@
+//! The migrations as files: readable, to be run by hand with psql, and read back by `migrate apply`, which runs what people
+//! have looked at and nothing else.
+
+use super::{How, Move, Part, Step};
+
+/// What stands before a step: `-- step 003.0010 (transaction): title`.
+const STEP: &str = "-- step ";
+const LOCK: &str = "-- locks: ";
+const CHECK: &str = "-- check: ";
+
+/// How long a statement waits for a lock before it is tried again, in milliseconds.
+pub const LOCK_TIMEOUT_MS: u32 = 200;
+
+impl How {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Alone => "alone",
+            Self::Batches => "batches",
+        }
+    }
+
+    fn read(word: &str) -> Option<Self> {
+        [Self::Transaction, Self::Alone, Self::Batches].into_iter().find(|how| how.word() == word)
+    }
+}
+
+/// A migration's file.
+pub fn forward(part: Part, moves: &[Move]) -> String {
+    let steps: Vec<&Step> = moves.iter().map(|one| &one.step).collect();
+    written(part.file(), &steps)
+}
+
+/// The file that undoes it.
+pub fn back(part: Part, moves: &[Move]) -> String {
+    let steps: Vec<&Step> = moves.iter().rev().flat_map(|one| &one.undo).collect();
+    written(&format!("{}.rollback", part.file()), &steps)
+}
+
+fn written(name: &str, steps: &[&Step]) -> String {
+    let mut out = format!(
+        "-- {name}.sql, written by pgtenant migrate plan.\n--\n-- `pgtenant migrate apply` runs it step by step, checks each, and \
+         goes on where it was stopped. By hand: psql -v ON_ERROR_STOP=1 -f {name}.sql,\n-- as a role that bypasses row level \
+         security; a step that could not get its lock in time can be run again.\n\nSET lock_timeout = '{LOCK_TIMEOUT_MS}ms';\n\
+         SET statement_timeout = 0;\nSET search_path = pg_catalog, public;\n"
+    );
+    for step in steps {
+        out.push_str(&format!(
+            "\n{STEP}{} ({}): {}\n",
+            step.id,
+            step.how.word(),
+            step.title.replace('\n', " ")
+        ));
+        if !step.lock.is_empty() {
+            out.push_str(&format!("{LOCK}{}\n", step.lock));
+        }
+        if let Some(check) = &step.check {
+            out.push_str(&format!("{CHECK}{check}\n"));
+        }
+        if step.how == How::Transaction {
+            out.push_str("BEGIN;\n");
+        }
+        for statement in &step.sql {
+            out.push_str(&format!("{};\n", statement.trim_end().trim_end_matches(';')));
+        }
+        if step.how == How::Transaction {
+            out.push_str("COMMIT;\n");
+        }
+    }
+    out
+}
+
+/// Reads a file back.
+///
+/// # Errors
+/// It is none of ours; one sentence with the line.
+pub fn read(text: &str) -> Result<Vec<Step>, String> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut body = String::new();
+    for (number, line) in text.lines().enumerate() {
+        if let Some(rest) = line.strip_prefix(STEP) {
+            finish(&mut steps, &mut body);
+            let parsed = rest.split_once(" (").and_then(|(id, rest)| {
+                let (how, title) = rest.split_once("): ")?;
+                Some((id, How::read(how)?, title))
+            });
+            let Some((id, how, title)) = parsed else {
+                return Err(format!("line {}: {line:?} is no step; plan again", number + 1));
+            };
+            steps.push(Step {
+                id: id.to_owned(),
+                title: title.to_owned(),
+                lock: String::new(),
+                how,
+                sql: Vec::new(),
+                check: None,
+            });
+            continue;
+        }
+        let Some(step) = steps.last_mut() else { continue };
+        if let Some(lock) = line.strip_prefix(LOCK) {
+            step.lock = lock.to_owned();
+        } else if let Some(check) = line.strip_prefix(CHECK) {
+            step.check = Some(check.to_owned());
+        } else {
+            body.push_str(line);
+            body.push('\n');
+        }
+    }
+    finish(&mut steps, &mut body);
+    if steps.is_empty() { Err("there is no step in it; plan again".to_owned()) } else { Ok(steps) }
+}
+
+fn finish(steps: &mut [Step], body: &mut String) {
+    let text = std::mem::take(body);
+    let Some(step) = steps.last_mut() else { return };
+    let text = text.trim();
+    let text = match step.how {
+        How::Transaction => {
+            let text = text.strip_prefix("BEGIN;").unwrap_or(text);
+            text.strip_suffix("COMMIT;").unwrap_or(text)
+        }
+        _ => text,
+    };
+    step.sql = statements(text);
+}
+
+/// Statements of a text that we have written: one ends where a line ends with a semicolon outside a dollar quote and a string.
+fn statements(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut one = String::new();
+    for line in text.lines() {
+        one.push_str(line);
+        one.push('\n');
+        if line.ends_with(';') && is_complete(&one) {
+            found.push(one.trim().trim_end_matches(';').to_owned());
+            one.clear();
+        }
+    }
+    if !one.trim().is_empty() {
+        found.push(one.trim().to_owned());
+    }
+    found.retain(|statement| !statement.is_empty());
+    found
+}
+
+/// Whether all quotes in it are closed.
+fn is_complete(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\'' | b'"' => {
+                let is_escaped = bytes[at] == b'\'' && at > 0 && bytes[at - 1] == b'E';
+                let quote = bytes[at];
+                at += 1;
+                loop {
+                    match bytes.get(at) {
+                        None => return false,
+                        Some(b'\\') if is_escaped => at += 2,
+                        Some(&byte) if byte == quote => break at += 1,
+                        Some(_) => at += 1,
+                    }
+                }
+            }
+            b'-' if bytes.get(at + 1) == Some(&b'-') => {
+                at += text[at..].find('\n').unwrap_or(text.len() - at);
+            }
+            b'$' => {
+                let rest = &text[at..];
+                let tag_end = rest[1..].find('$').map(|end| end + 2);
+                let tag = tag_end.map(|end| &rest[..end]).filter(|tag| {
+                    tag[1..tag.len() - 1].bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+                });
+                match tag {
+                    None => at += 1,
+                    Some(tag) => match rest[tag.len()..].find(tag) {
+                        None => return false,
+                        Some(end) => at += tag.len() + end + tag.len(),
+                    },
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let step = |id: &str, how, sql: &[&str], check: Option<&str>| Step {
+            id: id.to_owned(),
+            title: format!("step ({id}): of \"a\""),
+            lock: "none".to_owned(),
+            how,
+            sql: sql.iter().map(|sql| (*sql).to_owned()).collect(),
+            check: check.map(str::to_owned),
+        };
+        let steps = [
+            step(
+                "003.0010",
+                How::Transaction,
+                &["SELECT 1", "DO $x$\nBEGIN\n    PERFORM 1;\nEND\n$x$"],
+                Some("SELECT true"),
+            ),
+            step(
+                "003.0020",
+                How::Alone,
+                &["SELECT ';\n;', \"a;\nb\", E'\\';\n'", "SELECT $1, 2 -- it's;\n, 3"],
+                None,
+            ),
+            step("003.0030", How::Batches, &["DO $step$ BEGIN\nCOMMIT;\nEND $step$"], None),
+        ];
+        let text = written("x", &steps.iter().collect::<Vec<_>>());
+        assert_eq!(read(&text).unwrap(), steps, "{text}");
+        assert!(read("SELECT 1;").is_err());
+        assert!(read("-- step 1 (never): x\n").is_err());
+    }
+}

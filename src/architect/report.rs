@@ -1,0 +1,139 @@
+//! What people read before they apply: each table's treatment, locks and times, disk, and what is theirs to decide.
+
+use std::fmt::Write as _;
+
+use super::migration::{Design, How, Move, Part};
+use super::names::ident;
+use super::treatment::Source;
+
+/// The report, as Markdown.
+pub fn markdown(design: &Design<'_>, parts: &[(Part, Vec<Move>)]) -> String {
+    let mut out = format!(
+        "# {}: from one tenant to many\n\nWritten by `pgtenant migrate plan`.\n",
+        design.catalog.database
+    );
+    decisions(design, &mut out);
+    tables(design, &mut out);
+    let new: i64 = sizes(parts, design);
+    let _ = write!(
+        out,
+        "\n## Disk and time\n\nNew indexes need about {}. No table is rewritten; rows that find their organization by a path or an \
+         expression are updated in batches, which leaves about as much to VACUUM as those tables have.\n",
+        size(new)
+    );
+    let _ = write!(out, "\n## Steps\n\n| step | what | how | locks |\n|---|---|---|---|\n");
+    for (_, moves) in parts {
+        for Move { step, .. } in moves {
+            let how = match step.how {
+                How::Transaction => "one transaction",
+                How::Alone => "outside transactions",
+                How::Batches => "in batches",
+            };
+            let _ = writeln!(
+                out,
+                "| {} | {} | {how} | {} |",
+                step.id,
+                step.title.replace('|', "\\|"),
+                step.lock.replace('|', "\\|")
+            );
+        }
+    }
+    let _ = write!(
+        out,
+        "\nA step waits for a lock for 0.2 s and tries again, so that nobody queues behind it for longer.\n\n## Then\n\n\
+         - `pgtenant migrate apply`: a backup first, then the steps. Stopped at any point, it goes on.\n\
+         - `pgtenant install --config pgtenant.toml`: the seal's key, which is in no file here.\n\
+         - `pgtenant migrate rollback`: back to what it was; refused once rows of other organizations would be lost.\n"
+    );
+    out
+}
+
+fn decisions(design: &Design<'_>, out: &mut String) {
+    let _ = write!(out, "\n## To decide\n\n");
+    let legacy = &design.treatment.roles.legacy;
+    if !legacy.is_empty() {
+        let names: Vec<_> = legacy.iter().map(|role| ident(role)).collect();
+        let _ = writeln!(
+            out,
+            "- Legacy roles see every row of every organization, past the proxy, until `pgtenant migrate apply --cut-over`: {}.",
+            names.join(", ")
+        );
+    }
+    for role in design.treatment.roles.application.iter().filter(|role| !design.catalog.roles.contains(role))
+    {
+        let role = ident(role);
+        let _ = writeln!(
+            out,
+            "- Role {role} is made without a password: `ALTER ROLE {role} PASSWORD '...'`, and the same to the proxy."
+        );
+    }
+    for note in &design.notes {
+        let _ = writeln!(out, "- {note}");
+    }
+    for index in super::migration::redundant(design) {
+        let _ = writeln!(out, "- {index}");
+    }
+}
+
+fn tables(design: &Design<'_>, out: &mut String) {
+    let _ = write!(
+        out,
+        "\n## Tables\n\n| table | rows | size | whose | existing rows |\n|---|---:|---:|---|---|\n"
+    );
+    for one in &design.tables {
+        let whose = if one.project.is_some() { "a project's" } else { "an organization's" };
+        let found: Vec<_> =
+            one.tenant_columns().map(|column| format!("{}: {}", column.name, words(column.source))).collect();
+        let table = one.table;
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {whose} | {} |",
+            table.name,
+            table.rows,
+            size(table.bytes),
+            found.join("; ")
+        );
+    }
+    for table in &design.shared {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | shared, to be read | - |",
+            table.name,
+            table.rows,
+            size(table.bytes)
+        );
+    }
+}
+
+fn words(source: &Source) -> String {
+    match source {
+        Source::Default => "the default one".to_owned(),
+        Source::Column(column) => format!("in {column} already"),
+        Source::Through(columns) => format!("through {}", columns.join(", ")),
+        Source::Expression(sql) => format!("`{}`", sql.replace('|', "\\|")),
+    }
+}
+
+/// Of the indexes that are made: about what a b-tree of ids has.
+fn sizes(parts: &[(Part, Vec<Move>)], design: &Design<'_>) -> i64 {
+    let made = parts
+        .iter()
+        .flat_map(|(_, moves)| moves)
+        .filter(|one| one.step.sql.iter().any(|sql| sql.contains(" INDEX CONCURRENTLY ")));
+    made.map(|one| {
+        let on = design
+            .tables
+            .iter()
+            .find(|table| one.step.sql[0].contains(&format!(" ON {} ", table.table.name)));
+        on.map_or(0, |table| table.table.rows * 40)
+    })
+    .sum()
+}
+
+fn size(bytes: i64) -> String {
+    match bytes {
+        ..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} kB", bytes / 1024),
+        _ => format!("{} MB", bytes / 1_048_576),
+    }
+}
