@@ -109,11 +109,9 @@ cat >"$work/add.sql" <<'SQL'
 \set customer random(1, :rows / 100)
 INSERT INTO orders (customer_id, note) VALUES (:customer, 'new');
 SQL
-load() { # seconds, log's prefix
-  PGPASSWORD=$password "$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -T "$1" -D "rows=$rows" \
-    -f "$work/read.sql@8" -f "$work/list.sql@2" -f "$work/change.sql@3" -f "$work/add.sql@1" \
-    -l --log-prefix="$work/$2" -h 127.0.0.1 -p "$port" -U shop shop
-}
+export PGPASSWORD=$password
+load=("$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -D "rows=$rows" -f "$work/read.sql@8" -f "$work/list.sql@2"
+  -f "$work/change.sql@3" -f "$work/add.sql@1" -l -h 127.0.0.1 -p "$port" -U shop)
 
 # Throughput and the longest statement between two moments, out of pgbench's logs.
 between() { # log's prefix, from, to
@@ -126,7 +124,7 @@ now() { date +%s.%N; }
 
 say "before: $seconds s"
 from=$(now)
-load "$seconds" before >"$work/err" 2>&1 || die "pgbench failed"
+"${load[@]}" -T "$seconds" --log-prefix="$work/before" shop >"$work/err" 2>&1 || die "pgbench failed"
 read -r tps_before most_before < <(between before "$from" "$(now)")
 
 mkdir "$work/plan"
@@ -135,15 +133,15 @@ pg() { "$pgtenant" migrate "$1" --database "$url" --tenancy "$work/plan/tenancy.
 say "planning"
 pg plan >"$work/err" 2>&1 || die "migrate plan failed"
 say "applying"
-load 86400 during >"$work/pgbench.out" 2>&1 &
+"${load[@]}" -T 86400 --log-prefix="$work/during" shop >"$work/pgbench.out" 2>&1 &
 bench_pid=$!
 sleep 5
 from=$(now)
 pg apply --no-backup >"$work/err" 2>&1 || die "migrate apply failed"
 to=$(now)
 sleep 2
-kill -INT "$bench_pid" 2>/dev/null || true
-wait "$bench_pid" || true
+kill -0 "$bench_pid" 2>/dev/null || say "all clients of pgbench ended, by errors"
+stop "$bench_pid" TERM
 bench_pid=''
 # A client that saw an error says so and ends.
 errors=$(grep -c 'aborted in command\|ERROR:' "$work/pgbench.out" || true)
@@ -155,7 +153,7 @@ from pgtenant.migration_steps where finished - started > interval '1 second' ord
 SQL
 )
 report() {
-  local step title changed begun ended tps most goal
+  local step title changed begun ended tps most
   read -r tps most < <(between during "$from" "$to")
   printf '## A table of %s rows finds its organizations, under load\n\n' "$rows"
   printf '%s; %s cores; %s; %s clients of pgbench, prepared statements.\n\n' "$(date +%F)" "$(nproc)" \
