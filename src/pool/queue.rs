@@ -106,7 +106,11 @@ impl Queue {
     /// How long one would have to wait that joins now, if that can be told, and behind how many.
     pub(super) fn expects(&self, who: &Wants) -> Option<(Duration, usize)> {
         let line = self.lines.get(&who.flow)?;
-        let ahead = line.projects.values().map(VecDeque::len).sum();
+        let ahead = line.projects.values().flatten().filter(|waiting| !waiting.hand.is_closed()).count();
+        // Whoever comes first has nobody to wait for but those who are served.
+        if ahead == 0 {
+            return None;
+        }
         let expected = line.pace.expects(ahead, self.nanos(Instant::now()))?;
         Some((Duration::from_nanos(expected), ahead))
     }
@@ -197,6 +201,10 @@ impl Queue {
             }
             if found.is_some() {
                 line.pace.hands(now);
+                // How fast it moved tells nothing of the line that somebody begins much later.
+                if line.turns.is_empty() {
+                    self.lines.remove(&flow);
+                }
                 return found;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -156,4 +157,23 @@ async fn one_project_does_not_shut_another_out() {
         assert!(meanwhile <= 10, "{meanwhile} turns of the other project came first");
     }
     noisy.ends().await;
+}
+
+/// How fast a line moved tells nothing of one that begins after a while of quiet. Nobody looks at the metrics meanwhile.
+#[tokio::test]
+async fn a_line_that_begins_after_a_quiet_time_refuses_nobody() {
+    let database = postgres::shared().database().await;
+    let gate =
+        Gate::with(&database).pool_size(1).set("databases.app.pool", "wait_timeout", "\"2s\"").run().await;
+    let crowd = Crowd::of(&gate, 1, 4, "SELECT pg_sleep(0.02)").await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    crowd.ends().await;
+    // From here on every second of quiet made the same line seem slower by two thirds.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (first, second) = (member(&gate, 1).await, member(&gate, 1).await);
+    let (first, second) = tokio::join!(
+        value(&first, "SELECT 1 FROM pg_sleep(0.3)"),
+        value(&second, "SELECT 2 FROM pg_sleep(0.3)")
+    );
+    assert_eq!((first.unwrap().as_deref(), second.unwrap().as_deref()), (Some("1"), Some("2")));
 }
