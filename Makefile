@@ -5,10 +5,10 @@ SHELL := /bin/sh
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test isolation chaos model fuzz traffic drivers soak lint bench migrate-bench clean
+.PHONY: help demo test isolation chaos model fuzz traffic drivers soak lint bench migrate-bench migrate-schemas clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## a throwaway PostgreSQL with the proxy before it, and psql lines to paste (ARGS=--once for a guided tour)
 	@deploy/prerequisites.sh
@@ -67,6 +67,10 @@ bench: ## throughput, CPU, memory and the goals, side by side with other poolers
 migrate-bench: ## pgtenant migrate on a table of ten million rows under load: stalls, errors, throughput (ARGS="--rows 1000000")
 	@deploy/prerequisites.sh psql
 	benches/migrate.sh $(ARGS)
+
+migrate-schemas: ## schemas of real applications, out of Debian's packages, made multi-tenant and back; tests/it/migrate/RESULTS.md
+	@deploy/prerequisites.sh psql
+	tests/migrate-schemas.sh $(ARGS)
 
 clean: ## removes what was built
 	cargo clean

@@ -1,5 +1,6 @@
 //! A backup before anything is changed: by `pg_dump`, read back by `pg_restore`.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -28,6 +29,9 @@ pub fn take(url: &str, folder: &Path, version: u32, tables: usize) -> Result<Bac
     let stamp =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let file = folder.join(format!("backup-{stamp}.dump"));
+    // It has everybody's rows: for its owner alone, before the first of them is in it.
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+    made.map_err(|error| format!("cannot write {}: {error}", file.display()))?;
     let mut dump = Command::new(bin.join("pg_dump"));
     let dumped =
         connected(&mut dump, url)?.args(["--format=custom", "--no-password", "--file"]).arg(&file).output();

@@ -1,6 +1,7 @@
 //! `pgtenant migrate`: a single-tenant application becomes multi-tenant while it is there, and single-tenant again.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -174,6 +175,13 @@ async fn a_shop_gets_a_second_customer_and_can_go_back() {
             Some("0"),
             "all is done"
         );
+        let dumps = std::fs::read_dir(desk.folder.path()).unwrap().map(|entry| entry.unwrap());
+        for dump in
+            dumps.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "dump"))
+        {
+            let mode = dump.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "a backup that others can read: {mode:o}");
+        }
         desk.done("verify", &[]);
         isolated(&database, shared.server.version_major()).await;
         let refused = desk.run("rollback", &[]);
