@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 .PHONY: help demo test isolation chaos model fuzz traffic drivers soak lint bench migrate-bench migrate-schemas clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## a throwaway PostgreSQL with the proxy before it, and psql lines to paste (ARGS=--once for a guided tour)
 	@deploy/prerequisites.sh
