@@ -144,46 +144,47 @@ fn statements(text: &str) -> Vec<String> {
     found
 }
 
-/// Whether all quotes in it are closed.
+/// Whether all quotes in it are closed, and the last that is no comment is a semicolon.
 fn is_complete(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\'' | b'"' => {
-                let is_escaped = bytes[at] == b'\'' && at > 0 && bytes[at - 1] == b'E';
-                let quote = bytes[at];
-                at += 1;
-                loop {
-                    match bytes.get(at) {
-                        None => return false,
-                        Some(b'\\') if is_escaped => at += 2,
-                        Some(&byte) if byte == quote => break at += 1,
-                        Some(_) => at += 1,
-                    }
-                }
-            }
-            b'-' if bytes.get(at + 1) == Some(&b'-') => {
-                at += text[at..].find('\n').unwrap_or(text.len() - at);
-            }
-            b'$' => {
-                let rest = &text[at..];
-                let tag_end = rest[1..].find('$').map(|end| end + 2);
-                let tag = tag_end.map(|end| &rest[..end]).filter(|tag| {
-                    tag[1..tag.len() - 1].bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-                });
-                match tag {
-                    None => at += 1,
-                    Some(tag) => match rest[tag.len()..].find(tag) {
-                        None => return false,
-                        Some(end) => at += tag.len() + end + tag.len(),
-                    },
-                }
-            }
+    let (mut at, mut ends) = (0, false);
+    while let Some(&byte) = bytes.get(at) {
+        let rest = &text[at..];
+        let length = match byte {
+            b'\'' | b'"' => quoted(bytes, at),
+            b'-' if rest.starts_with("--") => Some(rest.find('\n').unwrap_or(rest.len())),
+            b'$' => dollar_quoted(rest),
+            _ => rest.chars().next().map(char::len_utf8),
+        };
+        let Some(length) = length else { return false };
+        if !rest.starts_with("--") && !byte.is_ascii_whitespace() {
+            ends = byte == b';';
+        }
+        at += length;
+    }
+    ends
+}
+
+/// How long what is quoted from here on is; `None` if it has no end.
+fn quoted(bytes: &[u8], start: usize) -> Option<usize> {
+    let quote = bytes[start];
+    let is_escaped = quote == b'\'' && start > 0 && bytes[start - 1] == b'E';
+    let mut at = start + 1;
+    loop {
+        match bytes.get(at)? {
+            b'\\' if is_escaped => at += 2,
+            &byte if byte == quote => return Some(at + 1 - start),
             _ => at += 1,
         }
     }
-    true
+}
+
+/// The same of a dollar quote; a parameter is none.
+fn dollar_quoted(rest: &str) -> Option<usize> {
+    let is_tag = |tag: &str| tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let Some(end) = rest[1..].find('$').filter(|end| is_tag(&rest[1..=*end])) else { return Some(1) };
+    let tag = &rest[..end + 2];
+    rest[tag.len()..].find(tag).map(|close| 2 * tag.len() + close)
 }
 
 #[cfg(test)]
@@ -215,6 +216,7 @@ mod tests {
                 None,
             ),
             step("003.0030", How::Batches, &["DO $step$ BEGIN\nCOMMIT;\nEND $step$"], None),
+            step("003.0040", How::Alone, &["SELECT größe, -- ä\n'€', \"ß\"", "SELECT 'b'"], None),
         ];
         let text = written("x", &steps.iter().collect::<Vec<_>>());
         assert_eq!(read(&text).unwrap(), steps, "{text}");
