@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Schemas of real applications, as Debian's packages carry them: planned, applied, verified, rolled back to what they were.
+# shellcheck disable=SC2016 # Markdown has backquotes
 set -euo pipefail
 shopt -s inherit_errexit
 
