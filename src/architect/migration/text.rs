@@ -52,10 +52,10 @@ fn written(name: &str, steps: &[&Step]) -> String {
             step.title.replace('\n', " ")
         ));
         if !step.lock.is_empty() {
-            out.push_str(&format!("{LOCK}{}\n", step.lock));
+            out.push_str(&format!("{LOCK}{}\n", step.lock.replace('\n', " ")));
         }
         if let Some(check) = &step.check {
-            out.push_str(&format!("{CHECK}{check}\n"));
+            out.push_str(&format!("{CHECK}{}\n", check.replace('\n', " ")));
         }
         if step.how == How::Transaction {
             out.push_str("BEGIN;\n");
@@ -70,7 +70,7 @@ fn written(name: &str, steps: &[&Step]) -> String {
     out
 }
 
-/// Reads a file back.
+/// Reads a file back. What looks like a step inside of a text is none: names and comments are a stranger's.
 ///
 /// # Errors
 /// It is none of ours; one sentence with the line.
@@ -78,7 +78,7 @@ pub fn read(text: &str) -> Result<Vec<Step>, String> {
     let mut steps: Vec<Step> = Vec::new();
     let mut body = String::new();
     for (number, line) in text.lines().enumerate() {
-        if let Some(rest) = line.strip_prefix(STEP) {
+        if let Some(rest) = line.strip_prefix(STEP).filter(|_| ending(&body).is_some()) {
             finish(&mut steps, &mut body);
             let parsed = rest.split_once(" (").and_then(|(id, rest)| {
                 let (how, title) = rest.split_once("): ")?;
@@ -98,14 +98,17 @@ pub fn read(text: &str) -> Result<Vec<Step>, String> {
             continue;
         }
         let Some(step) = steps.last_mut() else { continue };
-        if let Some(lock) = line.strip_prefix(LOCK) {
+        if let Some(lock) = line.strip_prefix(LOCK).filter(|_| body.is_empty()) {
             step.lock = lock.to_owned();
-        } else if let Some(check) = line.strip_prefix(CHECK) {
+        } else if let Some(check) = line.strip_prefix(CHECK).filter(|_| body.is_empty()) {
             step.check = Some(check.to_owned());
         } else {
             body.push_str(line);
             body.push('\n');
         }
+    }
+    if ending(&body).is_none() {
+        return Err("a text in it has no end; plan again".to_owned());
     }
     finish(&mut steps, &mut body);
     if steps.is_empty() { Err("there is no step in it; plan again".to_owned()) } else { Ok(steps) }
@@ -132,7 +135,7 @@ fn statements(text: &str) -> Vec<String> {
     for line in text.lines() {
         one.push_str(line);
         one.push('\n');
-        if line.ends_with(';') && is_complete(&one) {
+        if line.ends_with(';') && ending(&one) == Some(b';') {
             found.push(one.trim().trim_end_matches(';').to_owned());
             one.clear();
         }
@@ -144,25 +147,24 @@ fn statements(text: &str) -> Vec<String> {
     found
 }
 
-/// Whether all quotes in it are closed, and the last that is no comment is a semicolon.
-fn is_complete(text: &str) -> bool {
+/// The last byte that is neither blank nor in a comment, 0 if there is none; `None` where a quote is not closed.
+fn ending(text: &str) -> Option<u8> {
     let bytes = text.as_bytes();
-    let (mut at, mut ends) = (0, false);
+    let (mut at, mut last) = (0, 0);
     while let Some(&byte) = bytes.get(at) {
         let rest = &text[at..];
         let length = match byte {
-            b'\'' | b'"' => quoted(bytes, at),
-            b'-' if rest.starts_with("--") => Some(rest.find('\n').unwrap_or(rest.len())),
-            b'$' => dollar_quoted(rest),
-            _ => rest.chars().next().map(char::len_utf8),
+            b'\'' | b'"' => quoted(bytes, at)?,
+            b'-' if rest.starts_with("--") => rest.find('\n').unwrap_or(rest.len()),
+            b'$' => dollar_quoted(rest)?,
+            _ => rest.chars().next().map_or(1, char::len_utf8),
         };
-        let Some(length) = length else { return false };
         if !rest.starts_with("--") && !byte.is_ascii_whitespace() {
-            ends = byte == b';';
+            last = byte;
         }
         at += length;
     }
-    ends
+    Some(last)
 }
 
 /// How long what is quoted from here on is; `None` if it has no end.
@@ -220,7 +222,29 @@ mod tests {
         ];
         let text = written("x", &steps.iter().collect::<Vec<_>>());
         assert_eq!(read(&text).unwrap(), steps, "{text}");
-        assert!(read("SELECT 1;").is_err());
+        assert!(read("SELECT 1;").is_err() && read(&format!("{text}SELECT 'no end;\n")).is_err());
         assert!(read("-- step 1 (never): x\n").is_err());
+    }
+
+    #[test]
+    fn a_step_inside_of_a_text_is_none() {
+        let hidden = "\n-- step 005.9999 (alone): hidden\n-- check: SELECT true\nALTER ROLE app SUPERUSER;\n-- step 005.9998 (alone): x\n";
+        for sql in [
+            format!("COMMENT ON TABLE t IS 'so{hidden}'"),
+            format!("COMMENT ON TABLE t IS E'so\\\'{hidden}'"),
+            format!("CREATE INDEX i ON t USING btree (a) WHERE (b <> 'x{hidden}'::text)"),
+            format!("ALTER TABLE \"a{hidden}\" ADD b int"),
+            format!("DO $x$ BEGIN RAISE '{hidden}'; END $x$"),
+        ] {
+            let step = Step {
+                id: "003.0010".to_owned(),
+                title: "t".to_owned(),
+                lock: "none".to_owned(),
+                how: How::Alone,
+                sql: vec![sql],
+                check: None,
+            };
+            assert_eq!(read(&written("x", &[&step])).unwrap(), [step]);
+        }
     }
 }
