@@ -247,11 +247,12 @@ async fn over(client: &Client, step: &Step, direction: Direction) -> Result<(), 
 
 /// CREATE INDEX CONCURRENTLY leaves an invalid index where it was interrupted, and IF NOT EXISTS would be content with it.
 async fn clears_away(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
-    let invalid = "SELECT indexrelid::regclass::text, quote_ident(relname) FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
-                   WHERE NOT indisvalid AND relkind = 'i'";
+    let invalid = "SELECT indexrelid::regclass::text, format(' EXISTS %I ON %s ', x.relname, format('%I.%I', nspname, t.relname)) \
+                   FROM pg_index JOIN pg_class AS x ON x.oid = indexrelid JOIN pg_class AS t ON t.oid = indrelid \
+                   JOIN pg_namespace ON pg_namespace.oid = t.relnamespace WHERE NOT indisvalid AND x.relkind = 'i'";
     for row in client.query(invalid, &[]).await? {
-        let (index, name): (String, String) = (row.get(0), row.get(1));
-        if sql.contains(&format!(" EXISTS {name} ON ")) {
+        let (index, made): (String, String) = (row.get(0), row.get(1));
+        if sql.contains(&made) {
             client.batch_execute(&format!("DROP INDEX CONCURRENTLY IF EXISTS {index}")).await?;
         }
     }
@@ -275,7 +276,7 @@ fn said(error: &tokio_postgres::Error) -> String {
 }
 
 /// Who has been in a transaction for longest: most likely who holds what is waited for.
-async fn blockers(client: &Client) -> Vec<String> {
+pub async fn blockers(client: &Client) -> Vec<String> {
     let sql = "SELECT format('server process %s (%s, %s), in its transaction for %s', pid, usename, state, \
                date_trunc('second', clock_timestamp() - xact_start)) FROM pg_stat_activity \
                WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - interval '1 second' \

@@ -24,6 +24,8 @@ pub struct Catalog {
     pub logins: Vec<String>,
     /// All roles.
     pub roles: Vec<String>,
+    /// Those that policies do not hold for, or that have or may take the rights of others.
+    pub mighty: Vec<String>,
     /// The SQL interface is there.
     pub interface: bool,
 }
@@ -140,8 +142,8 @@ pub struct Constraint {
 pub struct Index {
     /// Its name, in its table's schema.
     pub name: String,
-    /// As `pg_get_indexdef` writes it.
-    pub definition: String,
+    /// What stands behind its name and its table, as `pg_get_indexdef` writes it: ` USING btree (...)`.
+    pub tail: String,
     /// `btree`, ...
     pub method: String,
     /// Its key columns; none where an expression stands.
@@ -174,6 +176,8 @@ pub struct View {
     pub is_materialized: bool,
     /// It reads with the rights of who asks.
     pub is_invoker: bool,
+    /// PUBLIC has rights on it.
+    pub is_public: bool,
     /// Tables and views that it reads.
     pub reads: Vec<Name>,
 }

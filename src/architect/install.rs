@@ -3,6 +3,7 @@
 use tokio_postgres::{Client, Transaction};
 
 use super::connect::causes;
+use super::names::{ident, literal};
 use crate::config::{Context, IdType};
 use crate::tenancy::seal::{key_id, pads};
 
@@ -131,7 +132,7 @@ fn interface(context: &Context, grants: &Grants) -> String {
     ));
     sql.push_str(&context_settings(context));
     for role in &grants.roles {
-        let role = quote_identifier(role);
+        let role = ident(role);
         sql.push_str(&format!(
             "\nGRANT USAGE ON SCHEMA pgtenant TO {role};\n\
              GRANT EXECUTE ON FUNCTION pgtenant.organization_id(), pgtenant.project_id(), pgtenant.subject(), pgtenant.roles(),\n    \
@@ -149,8 +150,8 @@ fn interface(context: &Context, grants: &Grants) -> String {
             .chain(plain.iter().map(|role| (role, include_str!("sql/unhardened.sql"))))
         {
             sql.push('\n');
-            let text = quote_literal(role);
-            sql.push_str(&each.replace("{role}", &quote_identifier(role)).replace("{role_text}", &text));
+            let text = literal(role);
+            sql.push_str(&each.replace("{role}", &ident(role)).replace("{role_text}", &text));
         }
     }
     sql
@@ -165,17 +166,6 @@ fn context_settings(context: &Context) -> String {
         sql.push_str(&format!("INSERT INTO pgtenant.context_settings (name) VALUES ({rows});\n"));
     }
     sql
-}
-
-/// `'text'`, as `quote_literal` writes it.
-fn quote_literal(text: &str) -> String {
-    let escapes = if text.contains('\\') { "E" } else { "" };
-    format!("{escapes}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-}
-
-/// `"name"`, as `quote_ident` writes it.
-pub fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

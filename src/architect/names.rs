@@ -72,6 +72,17 @@ pub fn literal(text: &str) -> String {
     format!("{escapes}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
+/// A text between dollar quotes that it cannot end, whatever is in it.
+pub fn dollar_quoted(text: &str) -> String {
+    let mut tag = "$$".to_owned();
+    let mut number = 0;
+    while text.contains(&tag) {
+        number += 1;
+        tag = format!("$q{number}$");
+    }
+    format!("{tag}{text}{tag}")
+}
+
 /// A name made of these, not longer than PostgreSQL's (63 bytes): what is too long is cut, and told apart by a digest.
 pub fn composed(parts: &[&str]) -> String {
     let whole = parts.join("_");
@@ -124,6 +135,12 @@ mod tests {
         for wrong in ["", "a", "a.", ".a", "a.\"b", "a.\"b\"c", "a.\"\""] {
             assert_eq!(Name::parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn no_text_ends_its_own_quotes() {
+        assert_eq!(dollar_quoted("a"), "$$a$$");
+        assert_eq!(dollar_quoted("a$$ $q1$ b"), "$q2$a$$ $q1$ b$q2$");
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub async fn sum_up(
     Ok(sum)
 }
 
-/// Tables whose rows are not what they were, in words.
+/// Tables whose rows are not what they were, in words: somebody wrote, or something is wrong.
 ///
 /// # Errors
 /// PostgreSQL refuses.
@@ -108,8 +108,10 @@ pub async fn findings(
         if tenants.iter().flatten().any(|name| *name == table.name) {
             continue;
         }
-        match treatment.of(&table.name).map(|entry| entry.scope) {
-            None if !table.is_partition => {
+        // A partition is whose its whole is.
+        let whole = table.parents.first().filter(|_| table.is_partition).unwrap_or(&table.name);
+        match treatment.of(whole).map(|entry| entry.scope) {
+            None => {
                 found
                     .push(format!("table {} came later and is nobody's: add it to tenancy.toml", table.name));
             }

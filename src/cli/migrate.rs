@@ -10,12 +10,12 @@ use tokio_postgres::Client;
 
 use super::{BAD_USAGE, DONE, NO, fail, runtime};
 use crate::architect::apply::{self, ApplyError};
-use crate::architect::catalog::Catalog;
+use crate::architect::catalog::{Catalog, Table};
 use crate::architect::connect::{causes, connect};
 use crate::architect::guess::Guess;
 use crate::architect::migration::{self, Design, Part, Step, text};
 use crate::architect::names::{Name, ident, literal};
-use crate::architect::treatment::{Scope, Source, Treatment};
+use crate::architect::treatment::{Entry, Scope, Source, Treatment};
 use crate::architect::{backup, ledger, pace, report, verify};
 use bar::Bar;
 
@@ -141,7 +141,15 @@ async fn plan(place: &Place, with_citus: bool) -> Result<(), Stop> {
     let parts = migration::moves(&design);
     let folder = folder_of(&place.tenancy);
     for (part, moves) in &parts {
-        write(&folder.join(format!("{}.sql", part.file())), &text::forward(*part, moves))?;
+        let forward = text::forward(*part, moves);
+        let told = |step: &Step| (step.id.clone(), step.how, step.check.clone());
+        let is_read = text::read(&forward)
+            .is_ok_and(|steps| steps.iter().map(told).eq(moves.iter().map(|one| told(&one.step))));
+        if !is_read && !moves.is_empty() {
+            let why = "an expression in it has a comment or a quote without an end; put it into a function";
+            return Err(Stop(BAD_USAGE, format!("{}: {why}", place.tenancy.display())));
+        }
+        write(&folder.join(format!("{}.sql", part.file())), &forward)?;
         write(&folder.join(format!("{}.rollback.sql", part.file())), &text::back(*part, moves))?;
     }
     write(&folder.join("report.md"), &report::markdown(&design, &parts))?;
@@ -228,7 +236,7 @@ async fn apply_all(place: &Place, wanted: &Wanted) -> Result<(), Stop> {
         println!("every row is what it was");
     }
     for difference in differences {
-        println!("written to meanwhile: {difference}");
+        println!("{difference}: if nobody wrote to it meanwhile, compare it with the backup");
     }
     Ok(())
 }
@@ -272,16 +280,18 @@ async fn paced(place: &Place, client: &Client, all: &[Step], bar: &mut Bar) -> R
 
 /// Tables whose rows are to be what they were, with the columns that they had.
 fn old_columns(catalog: &Catalog, treatment: &Treatment) -> Vec<(Name, Vec<String>)> {
-    let own = [&treatment.organizations.column, &treatment.projects.column];
-    let named = catalog.tables.iter().filter(|table| {
-        let scope = treatment.of(&table.name).map(|entry| entry.scope);
-        matches!(scope, Some(Scope::Organization | Scope::Project))
-    });
-    let columns = |table: &crate::architect::catalog::Table| {
-        let all = table.columns.iter().filter(|column| !own.contains(&&column.name));
-        all.map(|column| column.name.clone()).collect()
+    let named = catalog.tables.iter().filter_map(|table| Some((table, treatment.of(&table.name)?)));
+    let tenanted = named.filter(|(_, entry)| matches!(entry.scope, Scope::Organization | Scope::Project));
+    let columns = |table: &Table, entry: &Entry| {
+        let usual = [&treatment.organizations.column, &treatment.projects.column];
+        let is_tenants = |name: &String| {
+            let there = [&entry.organization, &entry.project].into_iter().flatten();
+            usual.contains(&name) || there.into_iter().any(|source| *source == Source::Column(name.clone()))
+        };
+        let all = table.columns.iter().map(|column| &column.name);
+        all.filter(|name| !is_tenants(name)).cloned().collect()
     };
-    named.map(|table| (table.name.clone(), columns(table))).collect()
+    tenanted.map(|(table, entry)| (table.name.clone(), columns(table, entry))).collect()
 }
 
 fn ordinary(catalog: &Catalog) -> usize {
@@ -320,6 +330,9 @@ async fn checked_before(client: &Client) -> Result<(), Stop> {
     if free < 3 {
         return refused("fewer than three connections are free (max_connections)");
     }
+    for long in apply::blockers(client).await {
+        println!("{long}: CREATE INDEX CONCURRENTLY waits for it");
+    }
     Ok(())
 }
 
@@ -349,10 +362,16 @@ async fn status(place: &Place) -> Result<(), Stop> {
 }
 
 async fn verified(place: &Place) -> Result<(), Stop> {
-    let (all, _) = steps(place)?;
+    let (mut all, last) = steps(place)?;
     let treatment = Treatment::read(&place.tenancy).map_err(|sentence| Stop(BAD_USAGE, sentence))?;
     let client = open(place).await?;
     client.batch_execute("SET search_path = pg_catalog, public").await?;
+    let lines = ledger::read(&client).await?;
+    if last.iter().any(|step| lines.contains_key(&step.id)) {
+        all.extend(last);
+    } else if !last.is_empty() {
+        println!("not cut over: {} see every row of every organization", treatment.roles.legacy.join(", "));
+    }
     let found = verify::findings(&client, &all, &treatment).await?;
     if found.is_empty() {
         println!("all {} steps hold, and every table has its tenant", all.len());
@@ -403,9 +422,12 @@ async fn rollback(place: &Place, to: Option<&str>) -> Result<(), Stop> {
 /// Nobody but the default organization and project has rows.
 async fn loses_nothing(client: &Client, treatment: &Treatment) -> Result<(), Stop> {
     let default = &treatment.default;
-    let log = "SELECT CASE WHEN to_regclass('pgtenant.audit_log') IS NULL THEN 0 \
-               ELSE (xpath('/row/n/text()', query_to_xml('SELECT count(*) AS n FROM pgtenant.audit_log', false, true, '')))[1]::text::bigint END";
-    let kept: i64 = client.query_one(log, &[]).await?.get(0);
+    let has_log: bool =
+        client.query_one("SELECT to_regclass('pgtenant.audit_log') IS NOT NULL", &[]).await?.get(0);
+    let kept: i64 = match has_log {
+        true => client.query_one("SELECT count(*) FROM pgtenant.audit_log", &[]).await?.get(0),
+        false => 0,
+    };
     if kept > 0 {
         return Err(Stop(
             NO,

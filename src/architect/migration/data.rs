@@ -5,7 +5,7 @@ use super::expand::{self, found_by, has_constraint};
 use super::keys::{self, Reference, Replaced, Unique};
 use super::{How, Move, Moves, Part, partitions};
 use crate::architect::catalog::{Constraint, Kind};
-use crate::architect::names::{Name, composed, ident, idents, literal};
+use crate::architect::names::{Name, composed, dollar_quoted, ident, idents, literal};
 use crate::architect::treatment::{Otherwise, Source};
 
 /// For so long the rows of a batch are locked, in milliseconds: by that the size of the next one is chosen.
@@ -58,70 +58,62 @@ fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, 
 fn batches(one: &Tenanted<'_>, column: &str, value: &str, id: &str) -> String {
     let (table, this, column) = (&one.table.name, ident(&one.table.name.name), ident(column));
     let key: Vec<String> = one.table.primary_key().map(|key| key.columns.clone()).unwrap_or_default();
-    let columns = if key.is_empty() { "ctid".to_owned() } else { idents(&key) };
-    let own = |of: &str| match key.is_empty() {
-        true => format!("{of}.ctid"),
-        false => key.iter().map(|name| format!("{of}.{}", ident(name))).collect::<Vec<_>>().join(", "),
+    // Nothing here is called as a column or a table of the application may be.
+    let keys =
+        if key.is_empty() { vec!["ctid".to_owned()] } else { key.iter().map(|name| ident(name)).collect() };
+    let numbered = |what: &dyn Fn(usize, &str) -> String| {
+        keys.iter().enumerate().map(|(n, name)| what(n, name)).collect::<Vec<_>>().join(", ")
     };
-    let record: Vec<String> = match key.is_empty() {
-        true => vec!["'ctid', batch.ctid".to_owned()],
-        false => key.iter().map(|name| format!("{}, batch.{}", literal(name), ident(name))).collect(),
+    let kind = |n: usize| match key.get(n).and_then(|name| one.table.column(name)) {
+        Some(column) => column.kind.as_str(),
+        None => "tid",
     };
-    let typed: Vec<String> = match key.is_empty() {
-        true => vec!["(at ->> 'ctid')::tid".to_owned()],
-        false => key
-            .iter()
-            .map(|name| {
-                let kind = one.table.column(name).map_or("text", |column| column.kind.as_str());
-                format!("(at ->> {})::{kind}", literal(name))
-            })
-            .collect(),
-    };
-    format!(
-        "DO $step$
+    let own = numbered(&|_, name| format!("{this}.{name}"));
+    let body = format!(
+        "
 DECLARE
     -- The key of the last row that has been looked at.
-    at jsonb := (SELECT position FROM pgtenant.migration_steps WHERE id = '{id}');
-    size integer := 500;
-    looked bigint;
-    changed bigint;
-    left_over bigint;
-    begun timestamptz;
-    took float8;
+    pgtenant_at jsonb := (SELECT position FROM pgtenant.migration_steps WHERE id = '{id}');
+    pgtenant_size integer := 500;
+    pgtenant_looked bigint;
+    pgtenant_changed bigint;
+    pgtenant_left bigint;
+    pgtenant_begun timestamptz;
+    pgtenant_took float8;
 BEGIN
     LOOP
-        begun := clock_timestamp();
+        pgtenant_begun := clock_timestamp();
         SET LOCAL session_replication_role = replica; -- nobody's triggers: nothing but this column changes
         SET LOCAL plan_cache_mode = force_custom_plan;
-        WITH batch AS MATERIALIZED (
-            SELECT {columns} FROM {table} AS {this}
-            WHERE at IS NULL OR ({own_this}) > ({typed})
-            ORDER BY {columns} LIMIT size
-        ), done AS (
+        WITH pgtenant_batch AS MATERIALIZED (
+            SELECT {select} FROM {table} AS {this}
+            WHERE pgtenant_at IS NULL OR ({own}) > ({typed})
+            ORDER BY {own} LIMIT pgtenant_size
+        ), pgtenant_done AS (
             UPDATE {table} AS {this} SET {column} = {value}
-            FROM batch WHERE ({own_this}) = ({own_batch}) AND {this}.{column} IS NULL
+            FROM pgtenant_batch WHERE ({own}) = ({batch}) AND {this}.{column} IS NULL
             RETURNING 1
         )
-        SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM done),
-            coalesce((SELECT jsonb_build_object({record}) FROM batch ORDER BY {columns_desc} LIMIT 1), at)
-            INTO looked, changed, at;
-        UPDATE pgtenant.migration_steps SET position = at, rows = rows + changed WHERE id = '{id}';
+        SELECT (SELECT count(*) FROM pgtenant_batch), (SELECT count(*) FROM pgtenant_done),
+            coalesce((SELECT jsonb_build_object({record}) FROM pgtenant_batch ORDER BY {last} LIMIT 1), pgtenant_at)
+            INTO pgtenant_looked, pgtenant_changed, pgtenant_at;
+        UPDATE pgtenant.migration_steps SET position = pgtenant_at, rows = rows + pgtenant_changed WHERE id = '{id}';
         COMMIT;
-        EXIT WHEN looked < size;
-        took := extract(epoch FROM clock_timestamp() - begun);
-        PERFORM pg_sleep(pause + nice * took) FROM pgtenant.migration_pace;
-        size := greatest(100, least(20000, size * least(2, {BATCH_MS} / 1000.0 / took)))::integer;
+        EXIT WHEN pgtenant_looked < pgtenant_size;
+        pgtenant_took := greatest(0.001, extract(epoch FROM clock_timestamp() - pgtenant_begun));
+        PERFORM pg_sleep(pause + nice * pgtenant_took) FROM pgtenant.migration_pace;
+        pgtenant_size := greatest(100, least(20000, pgtenant_size * least(2, {BATCH_MS} / 1000.0 / pgtenant_took)))::integer;
     END LOOP;
 {complaint}END
-$step$",
-        own_this = own(&this),
-        own_batch = own("batch"),
-        typed = typed.join(", "),
-        record = record.join(", "),
-        columns_desc =
-            columns.split(", ").map(|name| format!("batch.{name} DESC")).collect::<Vec<_>>().join(", "),
+",
+        select = numbered(&|n, name| format!("{this}.{name} AS pgtenant_{n}")),
+        typed = numbered(&|n, _| format!("(pgtenant_at ->> '{n}')::{}", kind(n))),
+        batch = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n}")),
+        record = numbered(&|n, _| format!("'{n}', pgtenant_batch.pgtenant_{n}")),
+        last = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n} DESC")),
         complaint = complaint(one, &column),
-    )
+    );
+    format!("DO {}", dollar_quoted(&body))
 }
 
 /// Where a column says whose rows are, it must say so for all.
@@ -138,8 +130,11 @@ fn nobody_is_left_out(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut
             "none",
             How::Alone,
             vec![format!(
-                "DO $step$\nDECLARE\n    left_over bigint;\nBEGIN\n{}END\n$step$",
-                complaint(one, &name)
+                "DO {}",
+                dollar_quoted(&format!(
+                    "\nDECLARE\n    pgtenant_left bigint;\nBEGIN\n{}END\n",
+                    complaint(one, &name)
+                ))
             )],
         )
         .checked(format!("SELECT NOT EXISTS (SELECT FROM {table} WHERE {name} IS NULL)"));
@@ -152,11 +147,11 @@ fn complaint(one: &Tenanted<'_>, column: &str) -> String {
     let [table_text, column_text] =
         [table.to_string(), column.to_owned()].map(|text| text.replace('\'', "''").replace('%', "%%"));
     format!(
-        "    SELECT count(*) INTO left_over FROM {table} WHERE {column} IS NULL;
-    IF left_over > 0 THEN
+        "    SELECT count(*) INTO pgtenant_left FROM {table} WHERE {column} IS NULL;
+    IF pgtenant_left > 0 THEN
         RAISE EXCEPTION USING ERRCODE = '23502',
-            MESSAGE = format('%s rows of {table_text} do not find their {column_text}; the first of them: %s', left_over,
-                (SELECT string_agg(to_jsonb(missing)::text, ', ') FROM (SELECT {key} FROM {table} WHERE {column} IS NULL LIMIT 5) AS missing)),
+            MESSAGE = format('%s rows of {table_text} do not find their {column_text}; the first of them: %s', pgtenant_left,
+                (SELECT string_agg(to_jsonb(pgtenant_missing)::text, ', ') FROM (SELECT {key} FROM {table} WHERE {column} IS NULL LIMIT 5) AS pgtenant_missing)),
             HINT = 'Correct them, or roll back, say otherwise = \"default\" in tenancy.toml, plan and apply again.';
     END IF;
 "
@@ -287,16 +282,9 @@ fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
             let was = ident(&old.name);
             let [new, before] = [unique.name.clone(), composed(&[&old.name, "before"])]
                 .map(|name| Name::new(&table.schema, &name));
-            let swap = format!(
-                "DO $$ BEGIN IF to_regclass({}) IS NOT NULL THEN\n    ALTER TABLE {table} DROP CONSTRAINT {was}, {};\nEND IF; END $$",
-                literal(&new.to_string()),
-                using_index(old, &unique.name)
-            );
-            let again = index.definition.replacen(
-                &format!(" {was} ON "),
-                &format!(" {} ON ", ident(&before.name)),
-                1,
-            );
+            let alter =
+                format!("ALTER TABLE {table} DROP CONSTRAINT {was}, {}", using_index(old, &unique.name));
+            let swap = expand::if_there(&new, true, &[alter]);
             let step = moves.add(
                 format!("{} of {table} leads with the organization", old.name),
                 lock,
@@ -312,7 +300,7 @@ fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
             step.undone(
                 format!("one row for each ({}) of {table}", idents(&old.columns)),
                 How::Alone,
-                vec![keys::concurrently(&again)],
+                vec![keys::concurrently(true, &before.name, table, &index.tail)],
             );
             step.step.sql.extend(commented(table, old));
         }
@@ -323,26 +311,26 @@ fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
                     format!("{old} leads with the organization"),
                     lock,
                     How::Alone,
-                    vec![
-                        format!(
-                            "DO $$ BEGIN IF to_regclass({}) IS NOT NULL THEN\n    DROP INDEX IF EXISTS {old};\n    \
-                             ALTER INDEX {new} RENAME TO {};\nEND IF; END $$",
-                            literal(&new.to_string()),
-                            ident(&index.name)
-                        ),
-                    ],
+                    vec![expand::if_there(
+                        &new,
+                        true,
+                        &[
+                            format!("DROP INDEX IF EXISTS {old}"),
+                            format!("ALTER INDEX {new} RENAME TO {}", ident(&index.name)),
+                        ],
+                    )],
                 )
                 .checked(expand::is_valid(&old))
                 .undone(
                     format!("{old} as it was"),
                     How::Alone,
                     vec![
-                        format!(
-                            "DO $$ BEGIN IF to_regclass({}) IS NULL THEN\n    ALTER INDEX IF EXISTS {old} RENAME TO {};\nEND IF; END $$",
-                            literal(&new.to_string()),
-                            ident(&unique.name)
+                        expand::if_there(
+                            &new,
+                            false,
+                            &[format!("ALTER INDEX IF EXISTS {old} RENAME TO {}", ident(&unique.name))],
                         ),
-                        keys::concurrently(&index.definition),
+                        keys::concurrently(true, &index.name, table, &index.tail),
                     ],
                 );
         }

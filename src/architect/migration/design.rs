@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::architect::catalog::{Catalog, Constraint, Kind, Table};
+use super::obstacles;
+use crate::architect::catalog::{Catalog, Constraint, Table};
 use crate::architect::names::Name;
 use crate::architect::treatment::{Entry, Scope, Source, Treatment};
 
@@ -103,7 +104,7 @@ impl<'a> Design<'a> {
             ));
         }
         wrong.extend(design.strangers());
-        wrong.extend(design.privileged());
+        wrong.extend(obstacles::roles(&design));
         let mut found = Vec::new();
         for table in &catalog.tables {
             if table.name == design.organizations {
@@ -120,7 +121,11 @@ impl<'a> Design<'a> {
             return Err(Mistakes(wrong));
         }
         design.tables = in_order(found)?;
-        design.takes_notes();
+        let wrong = obstacles::mistakes(&design);
+        if !wrong.is_empty() {
+            return Err(Mistakes(wrong));
+        }
+        design.notes = obstacles::notes(&design);
         Ok(design)
     }
 
@@ -134,29 +139,6 @@ impl<'a> Design<'a> {
                 format!("[tables.{name:?}]: the database has no such table; take it out, or correct its name")
             })
             .collect()
-    }
-
-    /// Roles whose rights would be mixed up with those that they have already.
-    fn privileged(&self) -> Vec<String> {
-        let roles = &self.treatment.roles;
-        let mut wrong = Vec::new();
-        for role in &roles.application {
-            let has_rights = |table: &&Table| table.owner == *role || table.grantees.contains(role);
-            if roles.legacy.contains(role) {
-                wrong.push(format!("[roles]: {role:?} cannot be an application's and a legacy role at once"));
-            } else if let Some(table) = self.catalog.tables.iter().find(has_rights) {
-                wrong.push(format!(
-                    "[roles]: {role:?} has rights on {} already; name another role, which the proxy signs in with, and keep this one as legacy",
-                    table.name
-                ));
-            }
-        }
-        let unknown = roles.legacy.iter().filter(|role| !self.catalog.roles.contains(role));
-        wrong.extend(unknown.map(|role| format!("[roles]: there is no legacy role {role:?}")));
-        if roles.application.is_empty() {
-            wrong.push("[roles]: application is empty; name a role that the proxy signs in with".to_owned());
-        }
-        wrong
     }
 
     fn treat(&mut self, table: &'a Table) -> Result<Option<Tenanted<'a>>, String> {
@@ -214,63 +196,6 @@ impl<'a> Design<'a> {
     /// A table of an organization or a project.
     pub fn tenanted(&self, name: &Name) -> Option<&Tenanted<'a>> {
         self.tables.iter().find(|one| one.table.name == *name)
-    }
-
-    fn takes_notes(&mut self) {
-        let mut notes = Vec::new();
-        for one in &self.tables {
-            let name = &one.table.name;
-            if one.table.primary_key().is_none() {
-                notes.push(format!(
-                    "{name} has no primary key: its rows cannot be told apart, and nothing can refer to them."
-                ));
-            }
-            notes.extend(super::partitions::notes(one).filter(|_| one.table.is_partitioned));
-            for constraint in
-                one.table.constraints.iter().filter(|constraint| constraint.kind == Kind::Exclude)
-            {
-                notes.push(format!(
-                    "{name}: the exclusion constraint {} stays as it is, over all organizations. To have one in each, add the \
-                     organization to it (extension btree_gist).",
-                    constraint.name
-                ));
-            }
-            for global in &one.entry.global_uniques {
-                notes.push(format!(
-                    "{name}: {global} stays unique over all organizations, so that one can learn what another one has."
-                ));
-            }
-        }
-        for view in self
-            .catalog
-            .views
-            .iter()
-            .filter(|view| view.reads.iter().any(|name| self.tenanted(name).is_some()))
-        {
-            let name = &view.name;
-            if view.is_materialized {
-                notes.push(format!(
-                    "Materialized view {name} has rows of all organizations, and policies cannot be on it: the application's roles \
-                     get no right to it."
-                ));
-            } else if self.catalog.version < 15 {
-                notes.push(format!(
-                    "View {name} reads with its owner's rights, past the policies (security_invoker needs PostgreSQL 15): the \
-                     application's roles get no right to it."
-                ));
-            } else if !view.is_invoker {
-                notes.push(format!(
-                    "View {name} will read with the rights of who asks (security_invoker): a role that has rights on the view alone, and not \
-                     on what it reads, will be refused."
-                ));
-            }
-        }
-        for definer in &self.catalog.definers {
-            notes.push(format!(
-                "Function {definer} runs with its owner's rights; look at what it reads and writes."
-            ));
-        }
-        self.notes = notes;
     }
 }
 

@@ -4,7 +4,7 @@ use super::design::{Design, Tenanted};
 use super::keys::{self, Replaced, Unique};
 use super::{How, Move, Moves, Part, partitions};
 use crate::architect::install;
-use crate::architect::names::{Name, composed, ident, idents, literal};
+use crate::architect::names::{Name, composed, dollar_quoted, ident, idents, literal};
 use crate::architect::treatment::{IdColumn, Source};
 
 /// A lock that nobody notices.
@@ -24,7 +24,7 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     for index in keys::indexes(design) {
         let name = Name::new(&index.one.table.name.schema, &index.name);
         if index.one.table.is_partitioned {
-            partitions::index(design, index.one, &name, &index.definition, &mut moves);
+            partitions::index(design, index.one, &name, (false, &index.tail), &mut moves);
             continue;
         }
         let size = index.one.table.rows;
@@ -33,7 +33,7 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
                 format!("index {name}"),
                 concurrent_lock(size),
                 How::Alone,
-                vec![keys::concurrently(&index.definition)],
+                vec![keys::concurrently(false, &index.name, &index.one.table.name, &index.tail)],
             )
             .checked(is_valid(&name))
             .undone(
@@ -177,10 +177,11 @@ pub(super) fn row_defaults(design: &Design<'_>, legacy: &[String]) -> Vec<String
                  RETURN legacy;\n    END IF;\n"
             ),
         };
+        let body = format!("\nBEGIN\n{exempt}    RETURN pgtenant.{asks}();\nEND\n");
         sql.push(format!(
             "CREATE OR REPLACE FUNCTION pgtenant.{name}(legacy {kind}) RETURNS {kind}\n\
-             LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp\nAS $function$\nBEGIN\n{exempt}    \
-             RETURN pgtenant.{asks}();\nEND\n$function$"
+             LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp\nAS {}",
+            dollar_quoted(&body)
         ));
         sql.push(format!("ALTER FUNCTION {signature} OWNER TO pgtenant_owner"));
         sql.push(format!("REVOKE ALL ON FUNCTION {signature} FROM PUBLIC"));
@@ -349,9 +350,9 @@ fn triggers(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
     let function = Name::new("pgtenant", &composed(&["fill", &table.schema, &table.name]));
     let sql = vec![
         format!(
-            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\nLANGUAGE plpgsql SET search_path = {}, pg_catalog, pg_temp\n\
-             AS $function$\nBEGIN\n{body}    RETURN NEW;\nEND\n$function$",
-            ident(&table.schema)
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\nLANGUAGE plpgsql SET search_path = {}, pg_catalog, pg_temp\nAS {}",
+            ident(&table.schema),
+            dollar_quoted(&format!("\nBEGIN\n{body}    RETURN NEW;\nEND\n"))
         ),
         format!("ALTER FUNCTION {function}() OWNER TO pgtenant_owner"),
         format!("DROP TRIGGER IF EXISTS pgtenant_fill ON {table}"),
@@ -399,10 +400,11 @@ pub(super) fn found_by(
             };
             let this = ident(&one.table.name.name);
             let on = columns.iter().zip(&key.target_columns);
-            let on: Vec<_> =
-                on.map(|(own, its)| format!("parent.{} = {this}.{}", ident(its), ident(own))).collect();
+            let on: Vec<_> = on
+                .map(|(own, its)| format!("pgtenant_parent.{} = {this}.{}", ident(its), ident(own)))
+                .collect();
             Some(format!(
-                "(SELECT parent.{} FROM {target} AS parent WHERE {})",
+                "(SELECT pgtenant_parent.{} FROM {target} AS pgtenant_parent WHERE {})",
                 ident(theirs),
                 on.join(" AND ")
             ))
@@ -415,13 +417,13 @@ fn unique_index(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
     let schema = &unique.one.table.name.schema;
     let (table, name) = (&unique.one.table.name, Name::new(schema, &unique.name));
     if unique.one.table.is_partitioned {
-        return partitions::index(design, unique.one, &name, &unique.definition, moves);
+        return partitions::index(design, unique.one, &name, (true, &unique.tail), moves);
     }
     let step = moves.add(
         format!("{table}: one row for each ({})", idents(&unique.columns)),
         concurrent_lock(unique.one.table.rows),
         How::Alone,
-        vec![keys::concurrently(&unique.definition)],
+        vec![keys::concurrently(true, &unique.name, table, &unique.tail)],
     );
     // 005 gives it the old one's name, and its undoing puts one beside it on the old columns.
     let old = match unique.replaces {
@@ -441,10 +443,10 @@ fn unique_index(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
         step.undone(
             format!("{table}: {old} as it was"),
             How::Transaction,
-            std::iter::once(format!(
-                "DO $$ BEGIN IF to_regclass({}) IS NOT NULL THEN\n    ALTER TABLE {table} DROP CONSTRAINT {}, {again};\nEND IF; END $$",
-                literal(&before.to_string()),
-                ident(old)
+            std::iter::once(if_there(
+                &before,
+                true,
+                &[format!("ALTER TABLE {table} DROP CONSTRAINT {}, {again}", ident(old))],
             ))
             .chain(super::data::commented(table, constraint))
             .collect(),
@@ -461,6 +463,17 @@ pub(super) fn concurrent_lock(rows: i64) -> String {
     // About a million rows a second, as measured on two cores: an idea of it, no promise.
     let seconds = rows / 1_000_000;
     format!("SHARE UPDATE EXCLUSIVE: reads and writes go on; about {} s", seconds.max(1))
+}
+
+/// Statements that are executed where there is a relation of this name, or none.
+pub(super) fn if_there(name: &Name, is_there: bool, sql: &[String]) -> String {
+    let not = if is_there { " NOT" } else { "" };
+    let body = format!(
+        " BEGIN IF to_regclass({}) IS{not} NULL THEN\n    {};\nEND IF; END ",
+        literal(&name.to_string()),
+        sql.join(";\n    ")
+    );
+    format!("DO {}", dollar_quoted(&body))
 }
 
 pub(super) fn is_valid(index: &Name) -> String {

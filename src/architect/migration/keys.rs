@@ -13,8 +13,8 @@ pub struct Unique<'a> {
     pub one: &'a Tenanted<'a>,
     /// Its name while the old one is there.
     pub name: String,
-    /// `CREATE UNIQUE INDEX ...`
-    pub definition: String,
+    /// What stands behind its name and table.
+    pub tail: String,
     /// Its columns.
     pub columns: Vec<String>,
     /// What it takes the place of.
@@ -54,8 +54,8 @@ pub struct Leading<'a> {
     pub one: &'a Tenanted<'a>,
     /// Its name.
     pub name: String,
-    /// `CREATE INDEX ...`
-    pub definition: String,
+    /// What stands behind its name and table.
+    pub tail: String,
     /// The one that it makes redundant, if it is of one.
     pub of: Option<&'a Index>,
 }
@@ -89,7 +89,7 @@ pub fn uniques<'a>(design: &'a Design<'a>) -> Vec<Unique<'a>> {
             let lead = one.lead(false);
             found.push(Unique {
                 one,
-                definition: leading(index, &name, &lead),
+                tail: leading(index, &lead),
                 name,
                 columns: with_lead(&lead, &columns),
                 replaces: Some(constraint.map_or(Replaced::Index(index), |c| Replaced::Constraint(c, index))),
@@ -114,19 +114,8 @@ pub fn uniques<'a>(design: &'a Design<'a>) -> Vec<Unique<'a>> {
             .chain(["key"])
             .collect();
         let name = composed(&parts);
-        let definition = format!(
-            "CREATE UNIQUE INDEX {} ON {} USING btree ({})",
-            ident(&name),
-            parent.table.name,
-            idents(&reference.target_columns)
-        );
-        found.push(Unique {
-            one: parent,
-            name,
-            definition,
-            columns: reference.target_columns,
-            replaces: None,
-        });
+        let tail = btree(&reference.target_columns);
+        found.push(Unique { one: parent, name, tail, columns: reference.target_columns, replaces: None });
     }
     found
 }
@@ -213,7 +202,7 @@ pub fn indexes<'a>(design: &'a Design<'a>) -> Vec<Leading<'a>> {
             if !index.is_partial && columns.len() == index.columns.len() {
                 covered.push(with_lead(&lead, &columns));
             }
-            found.push(Leading { one, definition: leading(index, &name, &lead), name, of: Some(index) });
+            found.push(Leading { one, tail: leading(index, &lead), name, of: Some(index) });
         }
         for reference in references.iter().filter(|reference| reference.one.table.name == one.table.name) {
             // In whatever order: the organization first, then what is looked for.
@@ -233,14 +222,9 @@ pub fn indexes<'a>(design: &'a Design<'a>) -> Vec<Leading<'a>> {
                 .chain(["idx"])
                 .collect();
             let name = composed(&parts);
-            let definition = format!(
-                "CREATE INDEX {} ON {} USING btree ({})",
-                ident(&name),
-                one.table.name,
-                idents(&reference.columns)
-            );
+            let tail = btree(&reference.columns);
             covered.push(reference.columns.clone());
-            found.push(Leading { one, name, definition, of: None });
+            found.push(Leading { one, name, tail, of: None });
         }
     }
     found
@@ -255,23 +239,24 @@ fn with_lead(lead: &[&str], columns: &[String]) -> Vec<String> {
     lead.iter().map(|column| (*column).to_owned()).chain(rest).collect()
 }
 
-/// An index's definition with another name, and these columns before its own.
-fn leading(index: &Index, name: &str, lead: &[&str]) -> String {
-    let definition = index.definition.replacen(
-        &format!(" {} ON ", ident(&index.name)),
-        &format!(" {} ON ", ident(name)),
-        1,
-    );
-    let at = definition
-        .find(" USING ")
-        .and_then(|using| definition[using..].find('(').map(|open| using + open + 1));
-    let Some(at) = at else { return definition };
-    format!("{}{}, {}", &definition[..at], idents(lead), &definition[at..])
+fn btree(columns: &[String]) -> String {
+    format!(" USING btree ({})", idents(columns))
 }
 
-/// `CREATE INDEX CONCURRENTLY IF NOT EXISTS ...`
-pub fn concurrently(definition: &str) -> String {
-    definition.replacen(" INDEX ", " INDEX CONCURRENTLY IF NOT EXISTS ", 1)
+/// An index's tail with these columns before its own.
+fn leading(index: &Index, lead: &[&str]) -> String {
+    let at = index.tail.find('(').map_or(index.tail.len(), |open| open + 1);
+    format!("{}{}, {}", &index.tail[..at], idents(lead), &index.tail[at..])
+}
+
+/// `CREATE INDEX CONCURRENTLY ...`
+pub fn concurrently(is_unique: bool, name: &str, table: &Name, tail: &str) -> String {
+    format!("{} CONCURRENTLY IF NOT EXISTS {} ON {table}{tail}", create(is_unique), ident(name))
+}
+
+/// `CREATE INDEX`, or of a unique one.
+pub fn create(is_unique: bool) -> &'static str {
+    if is_unique { "CREATE UNIQUE INDEX" } else { "CREATE INDEX" }
 }
 
 /// What stands behind the columns of a foreign key that also has the organization's: a deleted row must not take the

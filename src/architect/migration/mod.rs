@@ -5,6 +5,7 @@ mod design;
 pub mod distribute;
 mod expand;
 mod keys;
+mod obstacles;
 mod partitions;
 mod policies;
 pub mod text;

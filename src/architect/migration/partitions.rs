@@ -6,24 +6,23 @@ use super::expand::{SHORT, concurrent_lock, is_valid};
 use super::keys::{self, Reference};
 use super::{How, Moves};
 use crate::architect::catalog::{Constraint, Table};
-use crate::architect::names::{Name, composed, ident, literal};
+use crate::architect::names::{Name, composed, dollar_quoted, ident, literal};
 
 /// A table's partitions.
 pub(super) fn of<'a>(design: &Design<'a>, table: &Name) -> Vec<&'a Table> {
     design.catalog.tables.iter().filter(|other| other.is_partition && other.parents.contains(table)).collect()
 }
 
-/// An index of the whole.
+/// An index of the whole, unique or not, with what stands behind its name and table.
 pub(super) fn index(
     design: &Design<'_>,
     one: &Tenanted<'_>,
     name: &Name,
-    definition: &str,
+    (is_unique, tail): (bool, &str),
     moves: &mut Moves,
 ) {
     let table = &one.table.name;
-    let on = |text: &str| format!(" ON {text} ");
-    let only = definition.replacen(&on(&table.to_string()), &on(&format!("ONLY {table}")), 1);
+    let create = keys::create(is_unique);
     moves
         .add(
             format!("index {name} of all partitions, empty"),
@@ -31,26 +30,24 @@ pub(super) fn index(
             How::Transaction,
             // It has no rows of its own: there is nothing that it could be built from CONCURRENTLY.
             vec![format!(
-                "DO $$ BEGIN\n    {};\nEND $$",
-                only.replacen(" INDEX ", " INDEX IF NOT EXISTS ", 1)
+                "DO {}",
+                dollar_quoted(&format!(
+                    " BEGIN\n    {create} IF NOT EXISTS {} ON ONLY {table}{tail};\nEND ",
+                    ident(&name.name)
+                ))
             )],
         )
         .undone(format!("no index {name}"), How::Transaction, vec![format!("DROP INDEX IF EXISTS {name}")]);
     let mut attach = Vec::new();
     for leaf in of(design, table) {
         let own = Name::new(&leaf.name.schema, &composed(&[&leaf.name.name, &name.name]));
-        let its = only.replacen(&on(&format!("ONLY {table}")), &on(&leaf.name.to_string()), 1).replacen(
-            &format!(" {} ON ", ident(&name.name)),
-            &format!(" {} ON ", ident(&own.name)),
-            1,
-        );
         attach.push(format!("ALTER INDEX {name} ATTACH PARTITION {own}"));
         moves
             .add(
                 format!("index {own}"),
                 concurrent_lock(leaf.rows),
                 How::Alone,
-                vec![keys::concurrently(&its)],
+                vec![keys::concurrently(is_unique, &own.name, &leaf.name, tail)],
             )
             .checked(is_valid(&own))
             .undone(

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use super::design::{Design, Tenanted};
-use super::{How, Move, Moves, Part, expand};
+use super::design::Design;
+use super::{How, Move, Moves, Part, expand, obstacles, partitions};
 use crate::architect::catalog::Table;
-use crate::architect::names::{Name, ident, idents, literal};
+use crate::architect::names::{Name, dollar_quoted, ident, idents, literal};
 
 const SHORT: &str = "ACCESS EXCLUSIVE, milliseconds";
 
@@ -68,12 +68,13 @@ fn roles(design: &Design<'_>, moves: &mut Moves) {
         return;
     }
     let make = |role: &&String| {
-        format!(
-            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {}) THEN\n    CREATE ROLE {} LOGIN NOSUPERUSER NOBYPASSRLS \
-             NOCREATEDB NOCREATEROLE NOREPLICATION;\nEND IF; END $$",
+        let body = format!(
+            " BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {}) THEN\n    CREATE ROLE {} LOGIN NOSUPERUSER NOBYPASSRLS \
+             NOCREATEDB NOCREATEROLE NOREPLICATION;\nEND IF; END ",
             literal(role),
             ident(role)
-        )
+        );
+        format!("DO {}", dollar_quoted(&body))
     };
     let unmake = |role: &&String| {
         [format!("DROP OWNED BY {}", ident(role)), format!("DROP ROLE IF EXISTS {}", ident(role))]
@@ -188,17 +189,20 @@ fn guarded<'a>(design: &'a Design<'_>) -> Vec<Guarded<'a>> {
             had_policies: false,
         });
     }
-    found.extend(design.tables.iter().map(|one: &Tenanted<'_>| {
-        let is_projects = one.table.name == design.projects;
+    for one in &design.tables {
         let own = one.project.as_ref().map(|column| project(column.name));
-        Guarded {
-            name: one.table.name.clone(),
+        let is_projects = one.table.name == design.projects;
+        let own = own.or_else(|| is_projects.then(|| project(&treatment.projects.id)));
+        // Through the whole its policies hold, and by themselves a partition's own: nobody gets a right to one here.
+        let leaves = partitions::of(design, &one.table.name).into_iter().map(|leaf| (leaf, ""));
+        found.extend(std::iter::once((one.table, all)).chain(leaves).map(|(table, rights)| Guarded {
+            name: table.name.clone(),
             own_organization: organization(one.organization.name),
-            own_project: own.or_else(|| is_projects.then(|| project(&treatment.projects.id))),
-            rights: all,
-            had_policies: one.table.has_policies,
-        }
-    }));
+            own_project: own.clone(),
+            rights,
+            had_policies: table.has_policies,
+        }));
+    }
     found
 }
 
@@ -221,7 +225,9 @@ fn policies(design: &Design<'_>, table: &Guarded<'_>, moves: &mut Moves) {
     if !roles.legacy.is_empty() {
         policy("legacy_base", "PERMISSIVE", &idents(&roles.legacy), "true");
     }
-    sql.push(format!("GRANT {} ON {name} TO {application}", table.rights));
+    if !table.rights.is_empty() {
+        sql.push(format!("GRANT {} ON {name} TO {application}", table.rights));
+    }
     sql.push(format!("ALTER TABLE {name} ENABLE ROW LEVEL SECURITY"));
     let mut undo: Vec<_> = ["legacy_base", "tenant_base", "project_floor", "tenant_floor"]
         .map(|policy| format!("DROP POLICY IF EXISTS {policy} ON {name}"))
@@ -245,10 +251,7 @@ fn views(design: &Design<'_>, moves: &mut Moves) {
         return;
     }
     let application = idents(&design.treatment.roles.application);
-    for view in design.catalog.views.iter().filter(|view| !view.is_materialized) {
-        if !view.reads.iter().any(|name| design.tenanted(name).is_some() || *name == design.organizations) {
-            continue;
-        }
+    for view in obstacles::exposing(design).into_iter().filter(|view| !view.is_materialized) {
         let name = &view.name;
         let mut undo = vec![format!("REVOKE ALL ON {name} FROM {application}")];
         if !view.is_invoker {

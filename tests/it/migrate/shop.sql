@@ -52,6 +52,8 @@ CREATE INDEX visits_customer_id_idx ON visits (customer_id);
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.updated_at := now(); RETURN NEW; END $$;
 CREATE TRIGGER touch BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION touch();
 CREATE VIEW open_orders AS SELECT o.id, c.email FROM orders o JOIN customers c ON c.id = o.customer_id WHERE o.status = 'new';
+CREATE VIEW paid_orders AS SELECT * FROM orders WHERE status = 'paid';
+CREATE VIEW busy_customers AS SELECT customer_id, count(*) FROM paid_orders GROUP BY customer_id;
 INSERT INTO countries VALUES ('de', 'Germany'), ('fr', 'France');
 INSERT INTO customers (email, name, country, referred_by)
     SELECT 'a' || n || '@example.com', 'Customer ' || n, CASE n % 2 WHEN 0 THEN 'de' ELSE 'fr' END, nullif(n / 2, 0)

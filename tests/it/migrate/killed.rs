@@ -1,0 +1,116 @@
+//! Migrations that are killed again and again.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::desk::{Desk, assert_same, dumped};
+use super::shop;
+use crate::harness::client;
+use crate::harness::postgres::{Database, Shared};
+use crate::harness::{Dice, eventually};
+
+/// Killed again and again, it gets where it gets otherwise; and back.
+#[tokio::test]
+async fn killed_at_any_step_it_goes_on() {
+    let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let (whole, killed) = (shop(&shared).await, shop(&shared).await);
+    // A sequence skips numbers when PostgreSQL crashes, and when the default organization was made is another time.
+    let dumped = async |database: &Database| {
+        let text = dumped(database).await;
+        text.lines()
+            .filter(|line| !line.starts_with("SELECT pg_catalog.setval") && !line.contains("\tDefault\t"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let before = dumped(&killed).await;
+    let desk = Desk::at(&whole);
+    desk.done("plan", &[]);
+    let role = format!("{}_tenant", whole.name);
+    desk.edit(&role, "app");
+    desk.done("plan", &[]);
+    desk.done("apply", &["--no-backup"]);
+    let expected = dumped(&whole).await;
+    let desk = Desk { url: killed.url.clone(), ..desk };
+    let mut dice = Dice(seed());
+    let kills = desk.killed(&shared, &killed, "apply", &["--no-backup"], &mut dice).await;
+    assert!(kills > 10, "{kills}");
+    assert_same(&expected, &dumped(&killed).await, 15);
+    desk.done("verify", &[]);
+    let kills = desk.killed(&shared, &killed, "rollback", &[], &mut dice).await;
+    assert!(kills > 10, "{kills}");
+    assert_same(&before, &dumped(&killed).await, 15);
+}
+
+fn seed() -> u64 {
+    let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("MIGRATE_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(fresh % 1_000_000_000);
+    println!("MIGRATE_SEED={seed}");
+    seed
+}
+
+impl Desk {
+    /// Runs an action until it is done: each time it is killed soon after it told of a step, or its server process is. How often.
+    async fn killed(
+        &self,
+        shared: &Shared,
+        database: &Database,
+        action: &str,
+        more: &[&str],
+        dice: &mut Dice,
+    ) -> usize {
+        let (mut longest, mut last) = (25, None);
+        for kills in 0..400 {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+            command
+                .args(["migrate", action, "--database", &self.url, "--tenancy"])
+                .arg(self.tenancy())
+                .args(more);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+            let step = (0..1 + dice.roll(3)).filter_map(|_| lines.next()?.ok()).last();
+            // It must get somewhere.
+            longest = if step == last { (2 * longest).min(1_000) } else { 25 };
+            last.clone_from(&step);
+            std::thread::sleep(Duration::from_millis(dice.roll(longest)));
+            if dice.roll(10) == 0 {
+                // All of PostgreSQL ends with it, and recovers.
+                let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'pgtenant migrate' LIMIT 1";
+                if let Ok(Some(pid)) = client::value(&database.admin().await, sql).await {
+                    Command::new("kill").args(["-KILL", &pid]).status().unwrap();
+                }
+            } else {
+                // It may have ended.
+                let _ = child.kill();
+            }
+            let rest: Vec<_> = lines.map_while(Result::ok).collect();
+            let status = child.wait().unwrap();
+            if status.success() {
+                return kills;
+            }
+            assert!(
+                status.code().is_none()
+                    || rest.iter().any(|line| EXPECTED.iter().any(|word| line.contains(word))),
+                "{action} at {step:?}: {status}: {rest:?}"
+            );
+            eventually("PostgreSQL, and nobody at work", async || {
+                let (admin, connection) =
+                    tokio_postgres::connect(&shared.server.url(&database.name), tokio_postgres::NoTls)
+                        .await
+                        .ok()?;
+                tokio::spawn(connection);
+                let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgtenant migrate'";
+                let left: i64 = admin.query_one(sql, &[]).await.ok()?.get(0);
+                (left == 0).then_some(())
+            })
+            .await;
+        }
+        panic!("{action} does not come to an end");
+    }
+}
+
+/// What it says where its server process was killed.
+const EXPECTED: [&str; 5] = ["connection closed", "cannot connect", "terminat", "recovery", "57P"];
