@@ -85,15 +85,21 @@ pub(super) fn reference(design: &Design<'_>, reference: &Reference<'_>, moves: &
                 reference.target
             ),
             How::Transaction,
-            each(&|leaf| {
-                format!("ALTER TABLE {leaf} ADD CONSTRAINT {name} {} NOT VALID", reference.definition())
-            }),
+            not_valid(design, reference),
         )
         .undone(
             format!("no foreign key {} of partitions of {table}", reference.name),
             How::Transaction,
             each(&|leaf| format!("ALTER TABLE {leaf} DROP CONSTRAINT IF EXISTS {name}")),
         );
+}
+
+fn not_valid(design: &Design<'_>, reference: &Reference<'_>) -> Vec<String> {
+    let (name, definition) = (ident(&reference.name), reference.definition());
+    let leaves = of(design, &reference.one.table.name).into_iter();
+    leaves
+        .map(|leaf| format!("ALTER TABLE {} ADD CONSTRAINT {name} {definition} NOT VALID", leaf.name))
+        .collect()
 }
 
 /// It holds for all rows, and is the whole's.
@@ -117,8 +123,10 @@ pub(super) fn validate(design: &Design<'_>, reference: &Reference<'_>, check: St
         .undone(
             format!("no foreign key {} of {table}", reference.name),
             How::Transaction,
-            // Partitions lose theirs with it.
-            vec![format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")],
+            // Partitions lose theirs with it, and get back what 003 gave them.
+            std::iter::once(format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}"))
+                .chain(not_valid(design, reference))
+                .collect(),
         );
 }
 
