@@ -52,26 +52,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export LC_ALL=C
 # Nothing of the caller's libpq environment may reach pgbench or the server.
 for name in "${!PG@}"; do [[ $name == PGTENANT* ]] || unset "$name"; done
-# shellcheck source=benches/lib/programs.sh
-. "$root/benches/lib/programs.sh"
-# shellcheck source=benches/lib/processes.sh
-. "$root/benches/lib/processes.sh"
+# shellcheck source=benches/lib/cluster.sh
+. "$root/benches/lib/cluster.sh"
 find_postgres
 [[ -n $pgtenant ]] || pgtenant=$(built pgtenant bin pgtenant)
 
-password=$(secret)
-room postgres
-printf '%s\n' "$password" >"$work/postgres/admin"
-hand_over postgres
-say "creating a cluster"
-(cd "$work/postgres" && "${as_server[@]}" "$pg_bin/initdb" -D "$work/postgres/data" -U admin \
-  --pwfile="$work/postgres/admin" --auth=scram-sha-256 --encoding=UTF8 --no-locale) >"$work/err" 2>&1
-free_port
-port=$chosen_port
-start postgres "$pg_bin/postgres" -D "$work/postgres/data" -p "$port" -c listen_addresses=127.0.0.1 \
-  -c unix_socket_directories= -c shared_buffers=1GB -c max_wal_size=8GB -c checkpoint_timeout=15min \
-  -c maintenance_work_mem=512MB
-await PostgreSQL "$started_pid" "$port" admin "$password" postgres
+start_cluster -c shared_buffers=1GB -c max_wal_size=8GB -c checkpoint_timeout=15min -c maintenance_work_mem=512MB
 
 say "filling $rows rows"
 sql "$port" admin "$password" postgres <<SQL

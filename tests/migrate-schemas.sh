@@ -40,24 +40,12 @@ while (($#)); do
 done
 export LC_ALL=C
 for name in "${!PG@}"; do [[ $name == PGTENANT* ]] || unset "$name"; done
-# shellcheck source=benches/lib/programs.sh
-. "$root/benches/lib/programs.sh"
-# shellcheck source=benches/lib/processes.sh
-. "$root/benches/lib/processes.sh"
+# shellcheck source=benches/lib/cluster.sh
+. "$root/benches/lib/cluster.sh"
 find_postgres
 [[ -n $pgtenant ]] || pgtenant=$(built pgtenant bin pgtenant)
 
-password=$(secret)
-room postgres
-printf '%s\n' "$password" >"$work/postgres/admin"
-hand_over postgres
-(cd "$work/postgres" && "${as_server[@]}" "$pg_bin/initdb" -D "$work/postgres/data" -U admin \
-  --pwfile="$work/postgres/admin" --auth=scram-sha-256 --encoding=UTF8 --no-locale --no-sync) >"$work/err" 2>&1
-free_port
-port=$chosen_port
-start postgres "$pg_bin/postgres" -D "$work/postgres/data" -p "$port" -c listen_addresses=127.0.0.1 \
-  -c unix_socket_directories= -c fsync=off -c max_locks_per_transaction=512
-await PostgreSQL "$started_pid" "$port" admin "$password" postgres
+start_cluster -c fsync=off -c max_locks_per_transaction=512
 
 # application, package, files of its schema and first data, in order
 applications=(

@@ -41,7 +41,7 @@ fn written(name: &str, steps: &[&Step]) -> String {
     let mut out = format!(
         "-- {name}.sql, written by pgtenant migrate plan.\n--\n-- `pgtenant migrate apply` runs it step by step, checks each, and \
          goes on where it was stopped. By hand: psql -v ON_ERROR_STOP=1 -f {name}.sql,\n-- as a role that bypasses row level \
-         security; a step that could not get its lock in time can be run again.\n\nSET lock_timeout = '{LOCK_TIMEOUT_MS}ms';\n\
+         security; a step that could not get its lock in time can be run again. An index that was left invalid is to be\n-- dropped before (pg_index.indisvalid): IF NOT EXISTS is content with it.\n\nSET lock_timeout = '{LOCK_TIMEOUT_MS}ms';\n\
          SET statement_timeout = 0;\nSET search_path = pg_catalog, public;\n"
     );
     for step in steps {
