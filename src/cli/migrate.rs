@@ -33,6 +33,9 @@ pub(super) struct Place {
 #[derive(Subcommand)]
 pub(super) enum Action {
     /// Look at the schema, write a first tenancy.toml where there is none, and from it the migrations, their rollbacks and a report.
+    #[command(
+        after_help = "Example:\n  pgtenant migrate plan --database postgres://postgres@localhost/app --tenancy migration/tenancy.toml"
+    )]
     Plan {
         #[command(flatten)]
         place: Place,
@@ -41,6 +44,9 @@ pub(super) enum Action {
         distribute: Option<String>,
     },
     /// Back up, then run the migrations step by step, each checked. Stopped at any point, it goes on where it was.
+    #[command(
+        after_help = "Example:\n  pgtenant migrate apply --database postgres://postgres@localhost/app --restore-test\n  pgtenant migrate apply --database postgres://postgres@localhost/app --cut-over"
+    )]
     Apply {
         #[command(flatten)]
         place: Place,
@@ -55,16 +61,25 @@ pub(super) enum Action {
         cut_over: bool,
     },
     /// What is done, and what comes next.
+    #[command(
+        after_help = "Example:\n  pgtenant migrate status --database postgres://postgres@localhost/app"
+    )]
     Status {
         #[command(flatten)]
         place: Place,
     },
     /// Whether everything that was promised is there, and whether something came since that has no tenant (exit code 1).
+    #[command(
+        after_help = "Example:\n  pgtenant migrate verify --database postgres://postgres@localhost/app || exit 1"
+    )]
     Verify {
         #[command(flatten)]
         place: Place,
     },
     /// Undo what was applied, the last step first. Refused once rows of other organizations would be lost.
+    #[command(
+        after_help = "Example:\n  pgtenant migrate rollback --database postgres://postgres@localhost/app --to 003"
+    )]
     Rollback {
         #[command(flatten)]
         place: Place,
