@@ -62,9 +62,11 @@ pub enum ApplyError {
 /// What it tells while it runs.
 pub trait Progress {
     /// A step begins: so many of so many.
-    fn step(&mut self, number: usize, of: usize, step: &Step);
+    fn step(&self, number: usize, of: usize, step: &Step);
     /// It waits for a lock; who holds it, where that is known.
-    fn waits(&mut self, step: &Step, tries: u32, blockers: &[String]);
+    fn waits(&self, step: &Step, tries: u32, blockers: &[String]);
+    /// How far a long step is, in words.
+    fn goes_on(&self, how_far: &str);
 }
 
 /// Takes the right to be the only one.
@@ -92,11 +94,7 @@ pub async fn alone(client: &Client) -> Result<(), ApplyError> {
 ///
 /// # Errors
 /// It stopped at a step; what was done before it stays, and it can go on from there.
-pub async fn forward(
-    client: &Client,
-    steps: &[Step],
-    progress: &mut dyn Progress,
-) -> Result<usize, ApplyError> {
+pub async fn forward(client: &Client, steps: &[Step], progress: &dyn Progress) -> Result<usize, ApplyError> {
     ledger::open(client).await?;
     let lines = ledger::read(client).await?;
     if let Some(changed) = steps.iter().find(|step| {
@@ -134,7 +132,7 @@ pub async fn back(
     client: &Client,
     undo: &[Step],
     keep: &str,
-    progress: &mut dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<usize, ApplyError> {
     let lines = ledger::read(client).await?;
     let mut by_id: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
@@ -172,7 +170,7 @@ async fn run(
     client: &Client,
     step: &Step,
     direction: Direction,
-    progress: &mut dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<(), ApplyError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     let (mut tries, mut pause) = (0, FIRST_PAUSE);
@@ -270,7 +268,7 @@ fn said(error: &tokio_postgres::Error) -> String {
     let Some(report) = error.as_db_error() else { return causes(error) };
     let mut text = format!("{} ({})", report.message(), report.code().code());
     for more in [report.detail(), report.hint()].into_iter().flatten() {
-        text.push_str(&format!("; {more}"));
+        text.push_str(&format!("; {}", more.trim_end_matches('.')));
     }
     text
 }

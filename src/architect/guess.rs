@@ -72,7 +72,7 @@ impl Guess {
     /// A single tenant: everything is the default organization's.
     fn by_names(&self, catalog: &Catalog) -> BTreeMap<Name, Guessed> {
         let project_paths =
-            self.projects.as_ref().map(|(table, ..)| paths(catalog, table)).unwrap_or_default();
+            self.projects.as_ref().map(|(table, ..)| paths(catalog, table, &[true])).unwrap_or_default();
         let mut found = BTreeMap::new();
         for table in catalog.tables.iter().filter(|table| !table.is_partition) {
             let name = table.name.name.as_str();
@@ -85,11 +85,9 @@ impl Guess {
             } else if is_word(SHARED, name) {
                 Guessed::new(&["scope = \"shared\""], "by its name it is the same for all")
             } else if let Some(columns) = project_paths.get(&table.name) {
-                let line = format!("project = {{ through = {} }}", list(columns));
-                Guessed::new(
-                    &["scope = \"project\"", "organization = \"default\"", &line],
-                    "refers to a project",
-                )
+                let line = self.project_line(table, columns);
+                let lines = ["scope = \"project\"", "organization = \"default\"", &line];
+                Guessed::new(&lines, "a path of foreign keys leads to the projects")
             } else if self.projects.is_some() || is_word(OF_ORGANIZATIONS, name) {
                 let why = "people, money, or nothing of a project: of the whole organization";
                 Guessed::new(&["scope = \"organization\"", "organization = \"default\""], why)
@@ -102,15 +100,31 @@ impl Guess {
         found
     }
 
+    /// How rows find their project, on this path.
+    fn project_line(&self, table: &Table, columns: &[String]) -> String {
+        let projects = self.projects.as_ref().map(|(projects, ..)| projects);
+        let is_direct =
+            table.foreign_keys().any(|key| key.columns == columns && key.target.as_ref() == projects);
+        match columns {
+            [column] if is_direct => format!("project = {{ column = {column:?} }}"),
+            _ => format!("project = {{ through = {} }}", list(columns)),
+        }
+    }
+
     /// There are tenants already: who refers to them, and who to those.
     fn by_paths(&self, catalog: &Catalog, tenants: &Name) -> BTreeMap<Name, Guessed> {
-        let to_tenants = paths(catalog, tenants);
+        let to_tenants = paths(catalog, tenants, &[true, false]);
+        // A project that a row may be without is not made a condition for seeing it.
+        let to_projects = match &self.projects {
+            Some((projects, ..)) if to_tenants.contains_key(projects) => paths(catalog, projects, &[true]),
+            _ => BTreeMap::new(),
+        };
         let mut found = BTreeMap::new();
         for table in catalog.tables.iter().filter(|table| !table.is_partition && table.name != *tenants) {
             let direct = table
                 .foreign_keys()
                 .find(|key| key.target.as_ref() == Some(tenants) && key.columns.len() == 1);
-            let guessed = if let Some(key) = direct {
+            let mut guessed = if let Some(key) = direct {
                 let line = format!("organization = {{ column = {:?} }}", key.columns[0]);
                 let mut guessed = Guessed::new(
                     &["scope = \"organization\"", &line],
@@ -135,6 +149,11 @@ impl Guess {
                 guessed.is_unknown = true;
                 guessed
             };
+            if let Some(columns) = to_projects.get(&table.name).filter(|_| !guessed.is_unknown) {
+                guessed.lines[0] = "scope = \"project\"".to_owned();
+                guessed.lines.insert(2, self.project_line(table, columns));
+                guessed.evidence.push_str(", and one to the projects");
+            }
             found.insert(table.name.clone(), guessed);
         }
         found
@@ -218,7 +237,9 @@ const HEAD: &str = "\
 #               { column = \"account_id\" }             a column says it that is there already
 #               { through = [\"ticket_id\"] }           that of the row which this foreign key refers to
 #               { expression = \"lookup(region)\" }     an SQL expression over the table's columns
-# otherwise     what becomes of rows that find none: \"stop\", or \"default\"
+#               { mapping = \"regions.csv\" }          a file beside this one: its first line names columns of the table, and last id
+# otherwise     what becomes of rows that find none: \"stop\", \"default\", or \"quarantine\": an organization that nobody works in,
+#               [quarantine] says which (organization = ..., project = ...)
 # global_uniques = [\"users_email_key\"]               uniques that stay as they are, over all organizations
 # audit = true                                       changes of its rows are kept in pgtenant.audit_log
 
@@ -228,7 +249,7 @@ const HEAD: &str = "\
 fn tenant_table(catalog: &Catalog) -> Option<(Name, String, IdColumn)> {
     TENANTS.iter().find_map(|name| {
         let table = catalog.tables.iter().find(|table| table.name.name == *name && !table.is_partition)?;
-        (paths(catalog, &table.name).len() >= 2).then(|| key_of(table)).flatten()
+        (paths(catalog, &table.name, &[true, false]).len() >= 2).then(|| key_of(table)).flatten()
     })
 }
 
@@ -238,10 +259,11 @@ fn key_of(table: &Table) -> Option<(Name, String, IdColumn)> {
     Some((table.name.clone(), column.name.clone(), IdColumn::of(&column.kind)?))
 }
 
-/// From each table the foreign key by which a shortest path leads to this one; those that may not be NULL first.
-fn paths(catalog: &Catalog, to: &Name) -> BTreeMap<Name, Vec<String>> {
+/// From each table the foreign key by which a shortest path leads to this one: first over those that may not be NULL, then, if
+/// that is asked for, over others.
+fn paths(catalog: &Catalog, to: &Name, rounds: &[bool]) -> BTreeMap<Name, Vec<String>> {
     let mut found = BTreeMap::new();
-    for must_be_there in [true, false] {
+    for &must_be_there in rounds {
         loop {
             let reached: BTreeSet<&Name> = found.keys().chain([to]).collect();
             let mut next = Vec::new();

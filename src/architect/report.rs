@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::migration::{Design, How, Move, Part};
+use super::migration::{Design, How, Move, Part, growth};
 use super::names::ident;
 use super::treatment::Source;
 
@@ -14,12 +14,11 @@ pub fn markdown(design: &Design<'_>, parts: &[(Part, Vec<Move>)]) -> String {
     );
     decisions(design, &mut out);
     tables(design, &mut out);
-    let new: i64 = sizes(parts, design);
     let _ = write!(
         out,
-        "\n## Disk and time\n\nNew indexes need about {}. No table is rewritten; rows that find their organization by a path or an \
-         expression are updated in batches, which leaves about as much to VACUUM as those tables have.\n",
-        size(new)
+        "\n## Disk and time\n\nThe database grows by about {}: new indexes, and what rows that are updated in batches leave to VACUUM. No \
+         table is rewritten.\n",
+        size(i64::try_from(growth(design)).unwrap_or(i64::MAX))
     );
     let _ = write!(out, "\n## Steps\n\n| step | what | how | locks |\n|---|---|---|---|\n");
     for (_, moves) in parts {
@@ -111,24 +110,9 @@ fn words(source: &Source) -> String {
         Source::Default => "the default one".to_owned(),
         Source::Column(column) => format!("in {column} already"),
         Source::Through(columns) => format!("through {}", columns.join(", ")),
+        Source::Mapping(file) => format!("by {}", file.display()),
         Source::Expression(sql) => format!("`{}`", sql.replace('|', "\\|")),
     }
-}
-
-/// Of the indexes that are made: about what a b-tree of ids has.
-fn sizes(parts: &[(Part, Vec<Move>)], design: &Design<'_>) -> i64 {
-    let made = parts
-        .iter()
-        .flat_map(|(_, moves)| moves)
-        .filter(|one| one.step.sql.iter().any(|sql| sql.contains(" INDEX CONCURRENTLY ")));
-    made.map(|one| {
-        let on = design
-            .tables
-            .iter()
-            .find(|table| one.step.sql[0].contains(&format!(" ON {} ", table.table.name)));
-        on.map_or(0, |table| table.table.rows * 40)
-    })
-    .sum()
 }
 
 fn size(bytes: i64) -> String {

@@ -1,10 +1,11 @@
 //! `tenancy.toml`: which table belongs to whom, and how its rows find their organization and project.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::mapping::Mapping;
 use super::names::Name;
 use crate::config::IdType;
 
@@ -19,9 +20,15 @@ pub struct Treatment {
     /// What an organization is divided into.
     pub projects: Tenants,
     /// Who owns the rows of tables that say `default`.
-    pub default: Default,
+    pub default: Owner,
+    /// Who owns the rows that find no organization, where a table says `otherwise = "quarantine"`.
+    #[serde(default)]
+    pub quarantine: Option<Owner>,
     /// Each table's, by `schema.name`.
     pub tables: BTreeMap<String, Entry>,
+    /// The files that sources name, by what they name them.
+    #[serde(skip)]
+    pub mappings: BTreeMap<PathBuf, Mapping>,
 }
 
 /// Roles.
@@ -65,11 +72,11 @@ pub enum IdColumn {
     Text,
 }
 
-/// The one organization and project that everything belonged to.
+/// An organization and a project of it, which rows are given.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Default {
-    /// Its id, as text.
+pub struct Owner {
+    /// The organization's id, as text.
     pub organization: String,
     /// What it is called, where its row is made.
     #[serde(default = "unnamed")]
@@ -128,6 +135,8 @@ pub enum Source {
     Through(Vec<String>),
     /// An SQL expression over the table's columns.
     Expression(String),
+    /// A CSV file, beside `tenancy.toml`, whose header names columns of the table, and last `id`: whose rows with these values are.
+    Mapping(PathBuf),
 }
 
 /// What becomes of rows that find no organization.
@@ -139,6 +148,8 @@ pub enum Otherwise {
     Stop,
     /// They are the default organization's.
     Default,
+    /// They are the quarantine's: an organization that nobody works in.
+    Quarantine,
 }
 
 fn id() -> String {
@@ -190,7 +201,25 @@ impl Treatment {
     pub fn read(file: &Path) -> Result<Self, String> {
         let at = |what: &dyn std::fmt::Display| format!("{}: {what}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| at(&error))?;
-        toml::from_str(&text).map_err(|error| at(&error.to_string().trim_end()))
+        let mut read: Self = toml::from_str(&text).map_err(|error| at(&error.to_string().trim_end()))?;
+        let folder = file.parent().unwrap_or(Path::new("."));
+        let sources = read.tables.values().flat_map(|entry| [&entry.organization, &entry.project]);
+        for source in sources.flatten() {
+            let Source::Mapping(name) = source else { continue };
+            if !read.mappings.contains_key(name) {
+                read.mappings.insert(name.clone(), Mapping::read(&folder.join(name))?);
+            }
+        }
+        Ok(read)
+    }
+
+    /// Whom rows that find no organization are given, if somebody.
+    pub fn otherwise(&self, entry: &Entry) -> Option<&Owner> {
+        match entry.otherwise {
+            Otherwise::Stop => None,
+            Otherwise::Default => Some(&self.default),
+            Otherwise::Quarantine => self.quarantine.as_ref(),
+        }
     }
 
     /// The table of organizations.

@@ -1,12 +1,12 @@
 //! 005: rows find whose they are; then nothing may be without an organization, and keys lead with it.
 
 use super::design::{Design, TenantColumn, Tenanted};
-use super::expand::{self, found_by, has_constraint};
+use super::expand::{self, has_constraint};
 use super::keys::{self, Reference, Replaced, Unique};
-use super::{How, Move, Moves, Part, partitions};
+use super::{How, Move, Moves, Part, partitions, sources};
 use crate::architect::catalog::{Constraint, Kind};
 use crate::architect::names::{Name, composed, dollar_quoted, ident, idents, literal};
-use crate::architect::treatment::{Otherwise, Source};
+use crate::architect::treatment::Source;
 
 /// For so long the rows of a batch are locked, in milliseconds: by that the size of the next one is chosen.
 const BATCH_MS: u32 = 50;
@@ -32,14 +32,8 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
 fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
     let table = &one.table.name;
     let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
-    let default =
-        if is_project { &design.treatment.default.project } else { &design.treatment.default.organization };
-    let otherwise = (one.entry.otherwise == Otherwise::Default).then(|| literal(default));
-    let value = match (found_by(design, one, column.source, column.name), otherwise) {
-        (Some(found), Some(otherwise)) => format!("coalesce({found}, {otherwise})"),
-        (Some(found), None) => found,
-        (None, Some(otherwise)) if matches!(column.source, Source::Column(_)) => otherwise,
-        (None, _) => return nobody_is_left_out(one, column, moves),
+    let Some(value) = sources::value(design, one, column) else {
+        return nobody_is_left_out(one, column, moves);
     };
     let id = format!("{}.{:04}", Part::Data.number(), (moves.all.len() + 1) * 10);
     let sql = batches(one, column.name, &value, &id);
@@ -81,6 +75,10 @@ DECLARE
     pgtenant_begun timestamptz;
     pgtenant_took float8;
 BEGIN
+    UPDATE pgtenant.migration_steps SET total = (
+        SELECT sum(greatest(part.reltuples, 0)) FROM pg_class AS part
+        WHERE part.oid = {regclass} OR part.oid IN (SELECT relid FROM pg_partition_tree({regclass}))
+    ) WHERE id = '{id}';
     LOOP
         pgtenant_begun := clock_timestamp();
         SET LOCAL session_replication_role = replica; -- nobody's triggers: nothing but this column changes
@@ -112,6 +110,7 @@ BEGIN
         record = numbered(&|n, _| format!("'{n}', pgtenant_batch.pgtenant_{n}")),
         last = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n} DESC")),
         complaint = complaint(one, &column),
+        regclass = format!("{}::regclass", literal(&table.to_string())),
     );
     format!("DO {}", dollar_quoted(&body))
 }
@@ -152,7 +151,7 @@ fn complaint(one: &Tenanted<'_>, column: &str) -> String {
         RAISE EXCEPTION USING ERRCODE = '23502',
             MESSAGE = format('%s rows of {table_text} do not find their {column_text}; the first of them: %s', pgtenant_left,
                 (SELECT string_agg(to_jsonb(pgtenant_missing)::text, ', ') FROM (SELECT {key} FROM {table} WHERE {column} IS NULL LIMIT 5) AS pgtenant_missing)),
-            HINT = 'Correct them, or roll back, say otherwise = \"default\" in tenancy.toml, plan and apply again.';
+            HINT = 'Correct them, or roll back, say otherwise = \"quarantine\" in tenancy.toml, plan and apply again.';
     END IF;
 "
     )

@@ -6,7 +6,7 @@ use std::fmt;
 use super::obstacles;
 use crate::architect::catalog::{Catalog, Constraint, Table};
 use crate::architect::names::Name;
-use crate::architect::treatment::{Entry, Scope, Source, Treatment};
+use crate::architect::treatment::{Entry, Otherwise, Scope, Source, Treatment};
 
 /// A schema and what is to become of it.
 pub struct Design<'a> {
@@ -245,15 +245,45 @@ fn mistakes_of(one: &Tenanted<'_>, all: &[Tenanted<'_>], design: &Design<'_>) ->
                 });
                 if !is_found {
                     let target = key.target.as_ref().map(Name::to_string).unwrap_or_default();
-                    wrong.push(format!("[tables.{name:?}]: {columns:?} leads to {target}, which has no organization"));
+                    wrong.push(format!(
+                        "[tables.{name:?}]: {columns:?} leads to {target}, which has no organization"
+                    ));
                 }
             }
-            _ if column.is_new() && one.table.column(column.name).is_some() => wrong.push(format!(
+            Source::Mapping(file) => {
+                let named = design.treatment.mappings.get(file).map(|mapping| mapping.columns.as_slice());
+                let unknown =
+                    named.unwrap_or_default().iter().filter(|name| one.table.column(name).is_none());
+                wrong.extend(unknown.map(|column| {
+                    format!(
+                        "[tables.{name:?}]: {} names a column {column:?}, which there is not",
+                        file.display()
+                    )
+                }));
+            }
+            _ => {}
+        }
+        if column.is_new() && one.table.column(column.name).is_some() {
+            wrong.push(format!(
                 "[tables.{name:?}]: there is a column {:?} already; say {{ column = {:?} }}, or choose another name in \
                  [organizations] and [projects]",
                 column.name, column.name
-            )),
-            _ => {}
+            ));
+        }
+    }
+    if one.entry.otherwise == Otherwise::Quarantine {
+        if design.treatment.quarantine.is_none() {
+            wrong.push(format!(
+                "[tables.{name:?}]: otherwise = \"quarantine\", and there is no [quarantine]; add one with organization and project"
+            ));
+        }
+        let is_project_sure = one.project.as_ref().is_none_or(|project| *project.source == Source::Default);
+        if !design.makes_projects && !is_project_sure {
+            wrong.push(format!(
+                "[tables.{name:?}]: otherwise = \"quarantine\" needs a project in every organization, and {} is the application's own; \
+                 say scope = \"organization\", or correct the rows",
+                design.projects
+            ));
         }
     }
     let uniques: BTreeSet<&str> = one.table.indexes.iter().map(|index| index.name.as_str()).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::design::{Design, Tenanted};
+use super::design::{Design, TenantColumn, Tenanted};
 use crate::architect::catalog::{Constraint, Index};
 use crate::architect::names::{Name, composed, ident, idents};
 use crate::architect::treatment::Source;
@@ -136,7 +136,7 @@ pub fn references<'a>(design: &'a Design<'a>) -> Vec<Reference<'a>> {
             found.push(Reference {
                 one,
                 name: composed(&[&key.name, "tenant"]),
-                tail: tail(key, design.catalog.version),
+                tail: tail(key, design.catalog.version, moves_along(one, parent)),
                 columns,
                 target: target.clone(),
                 target_columns,
@@ -261,11 +261,12 @@ pub fn create(is_unique: bool) -> &'static str {
 
 /// What stands behind the columns of a foreign key that also has the organization's: a deleted row must not take the
 /// organization with it, so it is only its own columns that become NULL.
-fn tail(key: &Constraint, version: u32) -> String {
+fn tail(key: &Constraint, version: u32, moves_along: bool) -> String {
     let own = if version >= 15 { format!(" ({})", idents(&key.columns)) } else { String::new() };
     let mut tail = String::new();
     tail.push_str(match key.on_update {
         'c' => " ON UPDATE CASCADE",
+        _ if moves_along => " ON UPDATE CASCADE",
         'r' => " ON UPDATE RESTRICT",
         _ => "",
     });
@@ -283,6 +284,11 @@ fn tail(key: &Constraint, version: u32) -> String {
         tail.push_str(if key.is_deferred { " DEFERRABLE INITIALLY DEFERRED" } else { " DEFERRABLE" });
     }
     tail
+}
+
+/// Whether a row goes along when what it hangs on moves to another project: the application knows of the one's project only.
+fn moves_along(one: &Tenanted<'_>, parent: &Tenanted<'_>) -> bool {
+    one.project.as_ref().is_some_and(TenantColumn::is_new) && parent.project.is_some()
 }
 
 /// Whether a foreign key must stay beside the one with the organization: before PostgreSQL 15, what becomes NULL are all

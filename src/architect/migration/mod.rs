@@ -8,6 +8,8 @@ mod keys;
 mod obstacles;
 mod partitions;
 mod policies;
+mod sources;
+mod tenants;
 pub mod text;
 
 pub use design::{Design, Mistakes};
@@ -139,6 +141,19 @@ pub fn moves(design: &Design<'_>) -> Vec<(Part, Vec<Move>)> {
         (Part::Policies, policies::moves(design)),
         (Part::Data, data::moves(design)),
     ]
+}
+
+/// About how many bytes a database grows by: new indexes, and what batches leave to VACUUM.
+pub fn growth(design: &Design<'_>) -> u64 {
+    // What a b-tree of ids has for a row.
+    const ENTRY: i64 = 40;
+    let indexes = keys::uniques(design).iter().map(|unique| unique.one.table.rows * ENTRY).sum::<i64>()
+        + keys::indexes(design).iter().map(|index| index.one.table.rows * ENTRY).sum::<i64>();
+    let updated = design
+        .tables
+        .iter()
+        .filter(|one| one.tenant_columns().any(|column| sources::value(design, one, column).is_some()));
+    u64::try_from(indexes + updated.map(|one| one.table.bytes).sum::<i64>()).unwrap_or_default()
 }
 
 /// Indexes that another one makes redundant, in words.

@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS pgtenant.migration_steps (
     state    text NOT NULL CHECK (state IN ('running', 'done', 'undoing')),
     position jsonb,
     rows     bigint NOT NULL DEFAULT 0,
+    total    bigint,
     undone   integer NOT NULL DEFAULT 0,
     attempts integer NOT NULL DEFAULT 0,
     started  timestamptz NOT NULL DEFAULT now(),

@@ -1,6 +1,7 @@
 //! `pgtenant demo`: a throwaway PostgreSQL, a helpdesk application with four organizations, the proxy before it.
 
 mod stage;
+mod story;
 pub mod throwaway;
 mod tour;
 
@@ -10,7 +11,8 @@ use std::process::ExitCode;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::{BAD_USAGE, DONE, Format, NO, fail, runtime};
-use stage::{ORGANIZATIONS, Stage};
+use stage::Stage;
+use story::COMPANIES;
 use throwaway::ThrowawayError;
 
 /// Options of `demo`.
@@ -100,9 +102,12 @@ fn print_table(steps: &[tour::Step]) {
 
 fn print_invitation(stage: &Stage) {
     println!(
-        "\nA helpdesk application runs on PostgreSQL behind pgtenant. Paste a line; each is one project of one organization:\n"
+        "\nA helpdesk, written for one company, was made multi-tenant by pgtenant migrate ({} steps in {:.1} s) and runs on PostgreSQL behind \
+         pgtenant.\nPaste a line; each is one project of one organization:\n",
+        stage.migrated().steps,
+        stage.migrated().seconds
     );
-    for organization in &ORGANIZATIONS[..2] {
+    for organization in &COMPANIES[..2] {
         for project in 1..=2 {
             let name = organization.projects[project - 1];
             match stage.token(organization.number, Some(project), 12 * 3600) {
@@ -119,5 +124,6 @@ fn print_invitation(stage: &Stage) {
     println!("      SELECT pgtenant.context();");
     println!("      INSERT INTO tags (name) VALUES ('mine') RETURNING organization_id;");
     println!("      BEGIN; SET pgtenant.seal = 'forged'; SELECT count(*) FROM tickets;\n");
+    println!("The migration: {}/report.md, beside it tenancy.toml and the SQL.", stage.folder().display());
     println!("Metrics: http://127.0.0.1:{}/metrics   Stop with Ctrl-C; nothing is kept.", stage.http_port());
 }

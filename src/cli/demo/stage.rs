@@ -12,31 +12,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tokio_postgres::{Client, NoTls};
 
+use super::story::{self, APP_PASSWORD, COMPANIES, Migrated};
 use super::throwaway::{Options, Throwaway};
 use super::{Args, DemoError};
 use crate::architect::connect::{causes, connect};
-use crate::architect::install;
 use crate::auth::signing::{Algorithm, SigningKey};
 use crate::config::{self, Config};
 use crate::server::{Proxy, ServeError, stop_signal};
 use crate::tenancy::context::unix_seconds;
-
-/// An organization of the demo's data (`data.sql`).
-pub(super) struct Organization {
-    /// Last digit of its id.
-    pub(super) number: usize,
-    /// Its name.
-    pub(super) name: &'static str,
-    /// Names of its first two projects.
-    pub(super) projects: [&'static str; 2],
-}
-
-/// The organizations that the demo speaks of.
-pub(super) const ORGANIZATIONS: [Organization; 2] = [
-    Organization { number: 1, name: "Acme Robotics", projects: ["Arms and grippers", "Warehouse fleet"] },
-    Organization { number: 2, name: "Blue Harbor Logistics", projects: ["Sea freight", "Customs"] },
-];
 
 const ISSUER: &str = "https://login.demo.pgtenant/";
 
@@ -53,7 +38,8 @@ pub(super) fn project_id(organization: usize, project: usize) -> String {
 /// Everything that the demo runs; dropped, all of it goes.
 pub(super) struct Stage {
     postgres: Throwaway,
-    _folder: TempDir,
+    folder: TempDir,
+    migrated: Migrated,
     key: SigningKey,
     proxy: JoinHandle<Result<(), ServeError>>,
     stop: oneshot::Sender<()>,
@@ -72,7 +58,9 @@ impl Stage {
         let key = SigningKey::generate(Algorithm::Es256).map_err(|e| DemoError::Other(e.to_string()))?;
         let config = configuration(folder.path(), &postgres, &key, args)?;
         let runtime = super::runtime()?;
-        runtime.block_on(fill(&postgres, &config, &progress))?;
+        runtime.block_on(story::one_company(&postgres, &progress))?;
+        let tenancy = folder.path().join("tenancy.toml");
+        let migrated = runtime.block_on(story::many_companies(&postgres, &config, tenancy, &progress))?;
         progress.step("starting the proxy");
         let (stop, stopped) = oneshot::channel();
         let (told, ports) = mpsc::channel();
@@ -85,8 +73,42 @@ impl Stage {
                 outcome.err().map_or_else(|| "the proxy ended".to_owned(), |error| error.to_string());
             return Err(DemoError::Other(format!("{sentence}; choose others with --port and --http")));
         };
+        let stage = Self { postgres, folder, migrated, key, proxy, stop, port, http_port };
+        runtime.block_on(stage.fill(&progress))?;
         progress.finish();
-        Ok(Self { postgres, _folder: folder, key, proxy, stop, port, http_port })
+        Ok(stage)
+    }
+
+    /// The other companies come: through the proxy, by the statements that the application had when it was for one.
+    async fn fill(&self, progress: &Progress) -> Result<(), DemoError> {
+        for company in &COMPANIES[1..] {
+            for project in std::iter::once(None).chain((1..=company.projects.len()).map(Some)) {
+                let client = self.sign_in(&self.token(company.number, project, 600)?).await;
+                let client = client.map_err(|error| DemoError::Other(causes(&error)))?;
+                story::import(&client, company, project, progress).await?;
+            }
+        }
+        let admin = connect(&self.postgres_url()).await.map_err(|e| DemoError::Other(e.to_string()))?;
+        admin.batch_execute("ANALYZE").await.map_err(|error| DemoError::Other(causes(&error)))
+    }
+
+    /// Signs in with a token as the password.
+    pub(super) async fn sign_in(&self, token: &str) -> Result<Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.port).user("app").dbname("helpdesk").password(token);
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// What the architect did.
+    pub(super) fn migrated(&self) -> &Migrated {
+        &self.migrated
+    }
+
+    /// Where its files are, as long as the demo runs.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The proxy's port.
@@ -239,52 +261,32 @@ seal_key = {{ file = "seal.key" }}
     config::load(&file).map_err(|mistakes| DemoError::Other(mistakes.to_string()))
 }
 
-/// The server lives on loopback for as long as the demo, behind a password all the same.
-const APP_PASSWORD: &str = "app-password-of-the-demo";
-
-/// The application's database: interface, schema, data, policies.
-async fn fill(postgres: &Throwaway, config: &Config, progress: &Progress) -> Result<(), DemoError> {
-    let said = |e: tokio_postgres::Error| DemoError::Other(format!("the demo's database: {}", causes(&e)));
-    let connected =
-        |url: String| async move { connect(&url).await.map_err(|e| DemoError::Other(e.to_string())) };
-    let admin = connected(postgres.url("postgres")).await?;
-    let role = format!("CREATE ROLE app LOGIN PASSWORD '{APP_PASSWORD}'");
-    admin.batch_execute(&role).await.map_err(said)?;
-    admin.batch_execute("CREATE DATABASE helpdesk").await.map_err(said)?;
-    let mut client = connected(postgres.url("helpdesk")).await?;
-    progress.step("installing the SQL interface");
-    let grants = install::Grants { roles: vec!["app".to_owned()], harden: None };
-    let installed = install::run(&mut client, &config.context, &grants).await;
-    installed.map_err(|e| DemoError::Other(e.to_string()))?;
-    progress.step("creating the application's tables");
-    client.batch_execute(include_str!("schema.sql")).await.map_err(said)?;
-    for step in include_str!("data.sql").split("-- step: ").skip(1) {
-        let (name, statement) = step.split_once('\n').unwrap_or((step, ""));
-        progress.step(name);
-        client.batch_execute(statement).await.map_err(said)?;
-    }
-    progress.step("turning row level security on");
-    client.batch_execute(include_str!("policies.sql")).await.map_err(said)
-}
-
 /// A spinner on a terminal, plain lines elsewhere.
-struct Progress {
+pub(super) struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let bar = ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner());
         bar.set_draw_target(ProgressDrawTarget::stderr());
         bar.enable_steady_tick(Duration::from_millis(100));
         Self { bar }
     }
 
-    fn step(&self, what: &str) {
+    /// Something begins.
+    pub(super) fn step(&self, what: &str) {
         if self.bar.is_hidden() {
             // Nobody reads it if standard error is closed.
             let _ = writeln!(std::io::stderr(), "{what}");
         } else {
+            self.bar.set_message(what.to_owned());
+        }
+    }
+
+    /// What passes by: only for who looks on.
+    pub(super) fn passes(&self, what: &str) {
+        if !self.bar.is_hidden() {
             self.bar.set_message(what.to_owned());
         }
     }

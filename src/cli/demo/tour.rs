@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_postgres::{Client, NoTls};
 
 use super::DemoError;
-use super::stage::{ORGANIZATIONS, Stage, organization_id, project_id};
+use super::stage::{Progress, Stage, organization_id, project_id};
+use super::story::{self, COMPANIES};
 use crate::architect::connect::{causes, connect};
 
 /// The latency that every query must stay within.
@@ -89,35 +90,53 @@ pub(super) async fn take(stage: &Stage) -> Vec<Step> {
 
 async fn walk(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem> {
     let admin = connect(&stage.postgres_url()).await.map_err(|e| Problem::Other(e.to_string()))?;
+    let over_before = over_budget(stage).await?;
+    migration(stage, steps).await?;
     own_rows(stage, &admin, steps).await?;
     foreign_rows(stage, &admin, steps).await?;
     inserts(stage, &admin, steps).await?;
     forgeries(stage, steps).await?;
     bad_tokens(stage, steps).await?;
     latency(stage, steps).await?;
-    counted(stage, steps).await
-}
-
-/// Signs in with a token as the password.
-async fn sign_in(stage: &Stage, token: &str) -> Result<Client, Problem> {
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(stage.port()).user("app").dbname("helpdesk").password(token);
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
+    counted(stage, over_before, steps).await
 }
 
 async fn as_member(stage: &Stage, organization: usize, project: Option<usize>) -> Result<Client, Problem> {
-    sign_in(stage, &stage.token(organization, project, 600)?).await
+    Ok(stage.sign_in(&stage.token(organization, project, 600)?).await?)
 }
 
 async fn number(client: &Client, sql: &str) -> Result<i64, Problem> {
     Ok(client.query_one(sql, &[]).await?.get(0))
 }
 
+/// The architect made the tables multi-tenant: nothing is missing, and no row has changed.
+async fn migration(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem> {
+    let migrated = stage.migrated();
+    let told = story::verify(migrated, &Progress::start()).await?;
+    steps.push(Step::equal(
+        format!(
+            "single-tenant to multi-tenant, {} steps in {:.1} s: migrate verify",
+            migrated.steps, migrated.seconds
+        ),
+        format!("all {} steps hold, and every table has its tenant", migrated.steps),
+        Ok::<_, Problem>(told.join("; ")),
+    ));
+    let same = "every row is what it was";
+    let found = migrated.told.iter().find(|line| *line == same).map_or("some rows differ", String::as_str);
+    steps.push(Step::equal("rows before and after, by count and checksum", same, Ok::<_, Problem>(found)));
+    let mut config: tokio_postgres::Config = migrated.place.database.parse()?;
+    // The old login's own rights, without its session: a superuser takes its place.
+    config.options("-c role=helpdesk_app");
+    let (old, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    let seen = number(&old, "SELECT count(*) FROM tickets").await;
+    steps.push(Step::equal("the login of before, past the proxy: SELECT count(*) FROM tickets", 0, seen));
+    Ok(())
+}
+
 /// Own rows only: as many as there are, of one organization, per project and for the whole organization.
 async fn own_rows(stage: &Stage, admin: &Client, steps: &mut Vec<Step>) -> Result<(), Problem> {
-    for organization in &ORGANIZATIONS {
+    for organization in &COMPANIES[..2] {
         let id = organization_id(organization.number);
         for project in [None, Some(1), Some(2)] {
             let mut there = format!("SELECT count(*) FROM tickets WHERE organization_id = '{id}'");
@@ -147,7 +166,7 @@ const CHECKSUM: &str = "SELECT (sum(hashtextextended(t::text, 0)) % 1000000007):
 
 /// What belongs to others cannot be read, changed or written, even when it is asked for by name.
 async fn foreign_rows(stage: &Stage, admin: &Client, steps: &mut Vec<Step>) -> Result<(), Problem> {
-    let (own, other) = (&ORGANIZATIONS[0], &ORGANIZATIONS[1]);
+    let (own, other) = (&COMPANIES[0], &COMPANIES[1]);
     let theirs = organization_id(other.number);
     let member = as_member(stage, own.number, None).await?;
     let who = own.name;
@@ -195,7 +214,7 @@ fn refused<T>(what: String, code: &str, outcome: Result<T, tokio_postgres::Error
 
 /// An unmodified INSERT lands in the organization and project of the token.
 async fn inserts(stage: &Stage, admin: &Client, steps: &mut Vec<Step>) -> Result<(), Problem> {
-    let own = &ORGANIZATIONS[0];
+    let own = &COMPANIES[0];
     let member = as_member(stage, own.number, Some(2)).await?;
     let sql = "INSERT INTO articles (title, body) VALUES ('written by the tour', 'x') RETURNING id";
     let id: i64 = member.query_one(sql, &[]).await?.get(0);
@@ -218,7 +237,7 @@ async fn inserts(stage: &Stage, admin: &Client, steps: &mut Vec<Step>) -> Result
 
 /// Settings that a client changes by itself, and what they give it.
 async fn forgeries(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem> {
-    let (own, other) = (&ORGANIZATIONS[0], &ORGANIZATIONS[1]);
+    let (own, other) = (&COMPANIES[0], &COMPANIES[1]);
     let mut forger = as_member(stage, own.number, None).await?;
     // Its transaction stays open, so that its server process cannot be the one that the forger gets.
     let mut theirs = as_member(stage, other.number, None).await?;
@@ -261,7 +280,7 @@ async fn bad_tokens(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem>
         ("a password that is no token", "secret".to_owned(), "token refused: malformed"),
     ] {
         let expected = format!("28000 {reason}");
-        let step = match sign_in(stage, &token).await {
+        let step = match stage.sign_in(&token).await.map_err(Problem::from) {
             Ok(_) => Step::new(format!("sign-in with {what}"), expected, "signed in", false),
             Err(problem) => {
                 let right = problem.to_string() == expected;
@@ -318,11 +337,8 @@ const QUERIES: [(&str, &str); 4] = [
 ];
 
 /// The proxy's own figures agree: it counted, and nothing was over the budget.
-async fn counted(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem> {
-    let metrics = metrics(stage).await.map_err(|e| Problem::Other(e.to_string()))?;
-    let value =
-        |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-    let queries = value("pgtenant_queries_total{database=\"helpdesk\"}").unwrap_or(0.0);
+async fn counted(stage: &Stage, over_before: f64, steps: &mut Vec<Step>) -> Result<(), Problem> {
+    let queries = metric(stage, "pgtenant_queries_total").await?.unwrap_or(0.0);
     let least = (QUERIES.len() * ROUNDS) as f64;
     steps.push(Step::new(
         "/metrics: queries",
@@ -330,11 +346,23 @@ async fn counted(stage: &Stage, steps: &mut Vec<Step>) -> Result<(), Problem> {
         queries.to_string(),
         queries >= least,
     ));
-    let over = value("pgtenant_over_budget_total{database=\"helpdesk\"}").unwrap_or(-1.0);
-    steps.push(Step::equal("/metrics: queries over the budget", 0, Ok::<_, Problem>(over)));
-    let refusals = value("pgtenant_seal_refusals_total{database=\"helpdesk\"}").unwrap_or(0.0);
+    let over = over_budget(stage).await? - over_before;
+    steps.push(Step::equal("/metrics: queries of this tour over the budget", 0, Ok::<_, Problem>(over)));
+    let refusals = metric(stage, "pgtenant_seal_refusals_total").await?.unwrap_or(0.0);
     steps.push(Step::equal("/metrics: refused seals", 3, Ok::<_, Problem>(refusals)));
     Ok(())
+}
+
+async fn over_budget(stage: &Stage) -> Result<f64, Problem> {
+    let found = metric(stage, "pgtenant_over_budget_total").await?;
+    found.ok_or_else(|| Problem::Other("pgtenant_over_budget_total is not in /metrics".to_owned()))
+}
+
+/// A counter of the database.
+async fn metric(stage: &Stage, name: &str) -> Result<Option<f64>, Problem> {
+    let text = metrics(stage).await.map_err(|e| Problem::Other(e.to_string()))?;
+    let line = format!("{name}{{database=\"helpdesk\"}}");
+    Ok(text.lines().find_map(|found| found.strip_prefix(&line)?.trim().parse().ok()))
 }
 
 async fn metrics(stage: &Stage) -> std::io::Result<String> {

@@ -71,7 +71,9 @@ impl Desk {
                 .args(more);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-            let step = (0..1 + dice.roll(3)).filter_map(|_| lines.next()?.ok()).last();
+            // What it tells before the first step is passed over.
+            let mut steps = lines.by_ref().map_while(Result::ok).filter(|line| line.starts_with("00"));
+            let step = (0..1 + dice.roll(3)).filter_map(|_| steps.next()).last();
             // It must get somewhere.
             longest = if step == last { (2 * longest).min(1_000) } else { 25 };
             last.clone_from(&step);

@@ -1,0 +1,112 @@
+//! How a row finds whose it is: as an expression over its columns, and the tables that such expressions look in.
+
+use super::design::{Design, TenantColumn, Tenanted};
+use super::{How, Moves};
+use crate::architect::names::{Name, composed, ident, idents, literal};
+use crate::architect::treatment::Source;
+
+/// So many lines of a mapping stand in one statement.
+const LINES: usize = 500;
+
+/// What a row's column is set to; nothing where it is what it is, or what an INSERT says.
+pub(super) fn value(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> Option<String> {
+    let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
+    let otherwise = design.treatment.otherwise(one.entry);
+    let otherwise =
+        otherwise.map(|owner| literal(if is_project { &owner.project } else { &owner.organization }));
+    match (found(design, one, column), otherwise) {
+        (Some(found), Some(otherwise)) => Some(format!("coalesce({found}, {otherwise})")),
+        (None, Some(otherwise)) => matches!(column.source, Source::Column(_)).then_some(otherwise),
+        (found, None) => found,
+    }
+}
+
+fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> Option<String> {
+    let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
+    let this = ident(&one.table.name.name);
+    match column.source {
+        Source::Expression(sql) => Some(format!("({sql})")),
+        Source::Mapping(file) => {
+            let columns = &design.treatment.mappings.get(file)?.columns;
+            let on: Vec<_> = columns
+                .iter()
+                .map(|name| format!("pgtenant_mapping.{} = {this}.{}", ident(name), ident(name)))
+                .collect();
+            let table = mapping_table(one, column);
+            Some(format!(
+                "(SELECT pgtenant_mapping.pgtenant_id FROM {table} AS pgtenant_mapping WHERE {})",
+                on.join(" AND ")
+            ))
+        }
+        Source::Through(columns) => {
+            let key = one.foreign_key(columns)?;
+            let target = key.target.as_ref()?;
+            let parent = design.tenanted(target);
+            let theirs = match parent {
+                // A project's row says which project it is by its key.
+                _ if is_project && *target == design.projects => design.treatment.projects.id.as_str(),
+                Some(parent) if is_project => parent.project.as_ref()?.name,
+                Some(parent) => parent.organization.name,
+                None => return None,
+            };
+            let on = columns.iter().zip(&key.target_columns);
+            let on: Vec<_> = on
+                .map(|(own, its)| format!("pgtenant_parent.{} = {this}.{}", ident(its), ident(own)))
+                .collect();
+            Some(format!(
+                "(SELECT pgtenant_parent.{} FROM {target} AS pgtenant_parent WHERE {})",
+                ident(theirs),
+                on.join(" AND ")
+            ))
+        }
+        Source::Default | Source::Column(_) => None,
+    }
+}
+
+/// What a CSV file says becomes a table that expressions look in.
+fn mapping_table(one: &Tenanted<'_>, column: &TenantColumn<'_>) -> Name {
+    let table = &one.table.name;
+    Name::new("pgtenant", &composed(&["mapping", &table.schema, &table.name, column.name]))
+}
+
+/// The tables of CSV files.
+pub(super) fn mappings(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
+    for column in one.tenant_columns() {
+        let Source::Mapping(file) = column.source else { continue };
+        let Some(mapping) = design.treatment.mappings.get(file) else { continue };
+        let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
+        let tenants = if is_project { &design.treatment.projects } else { &design.treatment.organizations };
+        let (table, keys) = (mapping_table(one, column), idents(&mapping.columns));
+        let kinds = mapping.columns.iter().map(|name| {
+            let kind = one.table.column(name).map_or("text", |column| column.kind.as_str());
+            format!("{} {kind} NOT NULL", ident(name))
+        });
+        let mut sql = vec![
+            format!("DROP TABLE IF EXISTS {table}"),
+            format!(
+                "CREATE TABLE {table} (\n    {},\n    pgtenant_id {} NOT NULL,\n    PRIMARY KEY ({keys})\n)",
+                kinds.collect::<Vec<_>>().join(",\n    "),
+                tenants.kind.sql()
+            ),
+            format!("ALTER TABLE {table} OWNER TO pgtenant_owner"),
+        ];
+        sql.extend(mapping.lines.chunks(LINES).map(|lines| {
+            let rows = lines.iter().map(|line| {
+                let values: Vec<_> = line.iter().map(|value| literal(value)).collect();
+                format!("({})", values.join(", "))
+            });
+            format!(
+                "INSERT INTO {table} ({keys}, pgtenant_id) VALUES\n    {}",
+                rows.collect::<Vec<_>>().join(",\n    ")
+            )
+        }));
+        let legacy = &design.treatment.roles.legacy;
+        if !legacy.is_empty() {
+            sql.push(format!("GRANT SELECT ON {table} TO {}", idents(legacy)));
+        }
+        moves
+            .add(format!("{} as rows of {}", file.display(), one.table.name), "none", How::Transaction, sql)
+            .checked(format!("SELECT count(*) = {} FROM {table}", mapping.lines.len()))
+            .undone(format!("no {table}"), How::Transaction, vec![format!("DROP TABLE IF EXISTS {table}")]);
+    }
+}

@@ -1,0 +1,158 @@
+//! What would make a migration fail later fails before its first step: nothing is changed yet.
+
+use tokio_postgres::Client;
+
+use super::apply;
+use super::migrate::{Stop, Tell};
+use super::migration::Design;
+use super::names::{ident, idents};
+use super::treatment::{Otherwise, Source};
+
+/// A standby that is further behind than this, in seconds, is told of: batches wait for it.
+const LAG: f64 = 5.0;
+
+/// Connections that a migration takes: its own, one that looks how busy the server is, and one that a person looks with.
+const CONNECTIONS: i32 = 3;
+
+fn refused<T>(why: impl std::fmt::Display) -> Result<T, Stop> {
+    Err(Stop::Failed(format!("{why}; nothing was changed")))
+}
+
+/// Its version, the role's rights, free connections; and who will be waited for.
+///
+/// # Errors
+/// What is missing.
+pub async fn server(client: &Client, tell: &dyn Tell) -> Result<(), Stop> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int, rolsuper OR rolbypassrls, rolsuper, pg_is_in_recovery(), \
+             current_setting('max_connections')::int - (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend') \
+             FROM pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await?;
+    let (version, bypasses, is_superuser, is_standby, free): (i32, bool, bool, bool, i32) =
+        (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
+    if version < 140_000 {
+        return refused("PostgreSQL 14 or newer is needed");
+    }
+    if is_standby {
+        return refused("this server is a standby; use the primary");
+    }
+    if !bypasses {
+        return refused(
+            "this role does not bypass row level security: it would not see every row, and could neither back up nor verify",
+        );
+    }
+    if !is_superuser {
+        return refused(
+            "this role is no superuser: it could not make roles, nor keep triggers from what is not theirs",
+        );
+    }
+    if free < CONNECTIONS {
+        return refused("fewer than three connections are free (max_connections)");
+    }
+    for long in apply::blockers(client).await {
+        tell.result(&format!("{long}: CREATE INDEX CONCURRENTLY waits for it"));
+    }
+    let behind = "SELECT format('standby %s is %s s behind', application_name, extract(epoch FROM replay_lag)::integer) \
+                  FROM pg_stat_replication WHERE extract(epoch FROM replay_lag)::float8 > $1 ORDER BY 1";
+    for row in client.query(behind, &[&LAG]).await? {
+        tell.result(&format!("{}: batches wait until it has caught up", row.get::<_, &str>(0)));
+    }
+    Ok(())
+}
+
+/// Rows that would find no organization, rows that refer to nothing, and indexes that are not whole.
+///
+/// # Errors
+/// Which rows, and what can be done.
+pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Result<(), Stop> {
+    let mut wrong = Vec::new();
+    for one in &design.tables {
+        let (table, this) = (&one.table.name, ident(&one.table.name.name));
+        tell.says(&format!("looking at rows of {table}"));
+        for index in one.table.indexes.iter().filter(|index| !index.is_valid) {
+            tell.result(&format!(
+                "index {} of {table} is invalid, and is left out: drop it, or REINDEX INDEX CONCURRENTLY",
+                index.name
+            ));
+        }
+        let key = one.table.primary_key().map_or_else(|| "ctid".to_owned(), |key| idents(&key.columns));
+        for column in one.tenant_columns().filter(|_| one.entry.otherwise == Otherwise::Stop) {
+            // What a path leads to is looked at where it leads.
+            let missing = match column.source {
+                Source::Through(columns) if !one.table.are_not_null(columns) => columns
+                    .iter()
+                    .map(|name| format!("{} IS NULL", ident(name)))
+                    .collect::<Vec<_>>()
+                    .join(" OR "),
+                Source::Column(name) if !one.table.are_not_null(std::slice::from_ref(name)) => {
+                    format!("{} IS NULL", ident(name))
+                }
+                Source::Expression(sql) => format!("({sql}) IS NULL"),
+                _ => continue,
+            };
+            let sql = format!(
+                "WITH pgtenant_missing AS (SELECT {key} FROM {table} AS {this} WHERE {missing}) SELECT (SELECT count(*) FROM pgtenant_missing), \
+                 (SELECT string_agg(to_jsonb(pgtenant_some)::text, ', ') FROM (SELECT * FROM pgtenant_missing LIMIT 5) AS pgtenant_some)"
+            );
+            let row = client.query_one(sql.as_str(), &[]).await?;
+            let count: i64 = row.get(0);
+            if count > 0 {
+                let some: String = row.get(1);
+                wrong.push(format!(
+                    "{count} rows of {table} would find no {}, the first of them {some}: correct them, or say otherwise = \"quarantine\" \
+                     (or \"default\") in tenancy.toml",
+                    column.name
+                ));
+            }
+        }
+        for reference in one.table.foreign_keys().filter(|key| !key.is_validated) {
+            let Some(target) = &reference.target else { continue };
+            let pairs = reference.columns.iter().zip(&reference.target_columns);
+            let on: Vec<_> =
+                pairs.map(|(own, its)| format!("parent.{} = child.{}", ident(its), ident(own))).collect();
+            let given: Vec<_> =
+                reference.columns.iter().map(|own| format!("child.{} IS NOT NULL", ident(own))).collect();
+            let sql = format!(
+                "SELECT count(*) FROM {table} AS child WHERE {} AND NOT EXISTS (SELECT FROM {target} AS parent WHERE {})",
+                given.join(" AND "),
+                on.join(" AND ")
+            );
+            let count: i64 = client.query_one(sql.as_str(), &[]).await?.get(0);
+            if count > 0 {
+                wrong.push(format!(
+                    "{count} rows of {table} refer to nothing by {}, which was never validated: correct them first",
+                    reference.name
+                ));
+            }
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { refused(wrong.join("\n")) }
+}
+
+/// Whether there is room for so many more bytes, where this machine is the server's; elsewhere it is told how much is needed.
+///
+/// # Errors
+/// There is not.
+pub async fn disk(client: &Client, needed: u64, tell: &dyn Tell) -> Result<(), Stop> {
+    let sql = "SELECT current_setting('data_directory'), coalesce(host(inet_server_addr()) IN ('127.0.0.1', '::1'), true)";
+    let row = client.query_one(sql, &[]).await?;
+    let (directory, is_near): (String, bool) = (row.get(0), row.get(1));
+    let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
+    let free = is_near.then(|| rustix::fs::statvfs(&directory).ok()).flatten();
+    match free.map(|found| found.f_bavail * found.f_frsize) {
+        Some(free) if free < needed => refused(format!(
+            "about {} MB are needed on the server's disk, and {} are free in {directory}",
+            megabytes(needed),
+            megabytes(free)
+        )),
+        Some(_) => Ok(()),
+        None => {
+            let much = megabytes(needed);
+            tell.result(&format!("about {much} MB are needed on the server's disk; from here it is not to be seen whether they are free"));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! How rows find whose they are: by files, by paths to projects, or not at all.
+
+use super::desk::{Desk, assert_same, dumped};
+use crate::harness::client;
+use crate::harness::postgres::{self, Database};
+
+async fn agency() -> (Database, Desk) {
+    let database = postgres::shared().empty_database().await;
+    database.admin().await.batch_execute(include_str!("agency.sql")).await.unwrap();
+    let desk = Desk::at(&database);
+    assert_eq!(desk.run("plan", &[]).code, 2, "events are nobody's");
+    desk.edit(
+        "[tables.\"public.events\"]\nscope = \"unknown\"",
+        "[tables.\"public.events\"]\nscope = \"organization\"\norganization = { mapping = \"accounts.csv\" }",
+    );
+    (database, desk)
+}
+
+async fn number(database: &Database, sql: &str) -> String {
+    client::value(&database.admin().await, sql).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn rows_that_a_file_does_not_know_stop_it_or_are_put_in_quarantine() {
+    let (database, desk) = agency().await;
+    let before = dumped(&database).await;
+    let file = desk.folder.path().join("accounts.csv");
+    let told = |told: &[&str]| {
+        let ran = desk.run("plan", &[]);
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(told.iter().all(|part| ran.err.contains(part)), "{told:?}: {ran:?}");
+    };
+    told(&["accounts.csv", "No such file"]);
+    std::fs::write(&file, "name,id\naccount 1,1\n").unwrap();
+    told(&["public.events", "accounts.csv names a column \"name\""]);
+    // 'account 5' is nowhere in it.
+    std::fs::write(&file, "account_name,id\naccount 1,1\naccount 2,2\n\"account 3\",3\naccount 4, 4\n")
+        .unwrap();
+    desk.done("plan", &[]);
+    let stopped = desk.run("apply", &["--no-backup"]);
+    assert_eq!(stopped.code, 1, "{stopped:?}");
+    for part in [
+        "20 rows of public.events do not find their organization_id",
+        "{\"id\": 4}",
+        "otherwise = \"quarantine\"",
+        "migrate apply goes on",
+        "rollback goes back",
+    ] {
+        assert!(stopped.err.contains(part), "{part}: {stopped:?}");
+    }
+    // As it was told: back, another word in the file, and again.
+    desk.done("rollback", &[]);
+    assert_same(&before, &dumped(&database).await, 15);
+    desk.edit("mapping = \"accounts.csv\" }", "mapping = \"accounts.csv\" }\notherwise = \"quarantine\"");
+    told(&["public.events", "there is no [quarantine]"]);
+    desk.edit("\n[default]\n", "\n[quarantine]\norganization = \"99\"\nproject = \"99\"\n\n[default]\n");
+    desk.done("plan", &[]);
+    let stopped = desk.run("apply", &["--no-backup"]);
+    assert_eq!(stopped.code, 1, "{stopped:?}");
+    assert!(stopped.err.contains("public.accounts has no row 99"), "{stopped:?}");
+    assert!(
+        stopped.err.contains("Insert it, then go on; what was done before it is in force"),
+        "{stopped:?}"
+    );
+    database.admin().await.batch_execute("INSERT INTO accounts VALUES (99, 'Nobody')").await.unwrap();
+    let applied = desk.done("apply", &[]);
+    assert!(
+        applied.out.contains("20 rows of public.events are in quarantine: organization 99"),
+        "{applied:?}"
+    );
+    desk.done("verify", &[]);
+    let sql = "SELECT string_agg(DISTINCT account_name || ' ' || organization_id, ', ' ORDER BY account_name || ' ' || organization_id) FROM events";
+    assert_eq!(
+        number(&database, sql).await,
+        "account 1 1, account 2 2, account 3 3, account 4 4, account 5 99"
+    );
+    desk.done("rollback", &[]);
+    database.admin().await.batch_execute("DELETE FROM accounts WHERE id = 99").await.unwrap();
+    assert_same(&before, &dumped(&database).await, 15);
+}
+
+#[tokio::test]
+async fn rows_that_would_stop_it_are_told_before_it_begins() {
+    let (database, desk) = agency().await;
+    desk.edit("mapping = \"accounts.csv\"", "expression = \"CASE WHEN id <> 7 THEN 1 END\"");
+    desk.done("plan", &[]);
+    let admin = database.admin().await;
+    admin
+        .batch_execute(
+            "INSERT INTO users (id, account_id, email) VALUES (99, NULL, 'nobody@example.com'); \
+             CREATE UNIQUE INDEX not_whole ON likes (comment_post, comment_number); \
+             UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'not_whole'::regclass; \
+             ALTER TABLE posts DROP CONSTRAINT posts_user_id_fkey; UPDATE posts SET user_id = 4711 WHERE id = 3; \
+             ALTER TABLE posts ADD CONSTRAINT posts_user_id_fkey FOREIGN KEY (user_id) REFERENCES users NOT VALID",
+        )
+        .await
+        .unwrap();
+    let before = dumped(&database).await;
+    let refused = desk.run("apply", &["--no-backup"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    for part in [
+        "1 rows of public.users would find no account_id, the first of them {\"id\": 99}",
+        "1 rows of public.events would find no organization_id, the first of them {\"id\": 7}",
+        "1 rows of public.posts refer to nothing by posts_user_id_fkey",
+        "nothing was changed",
+    ] {
+        assert!(refused.err.contains(part), "{part}: {refused:?}");
+    }
+    assert!(refused.out.contains("index not_whole of public.likes is invalid"), "{refused:?}");
+    assert_same(&before, &dumped(&database).await, 15);
+}
+
+/// Accounts with projects of their own: what hangs on a project is a project's, and moves with what it hangs on.
+const BOARDS: &str = "
+CREATE TABLE accounts (id bigint PRIMARY KEY, name text NOT NULL);
+CREATE TABLE projects (id bigint PRIMARY KEY, account_id bigint NOT NULL REFERENCES accounts, name text NOT NULL);
+CREATE TABLE people (id bigint PRIMARY KEY, account_id bigint NOT NULL REFERENCES accounts, favourite bigint REFERENCES projects);
+CREATE TABLE tickets (id bigint PRIMARY KEY, project_id bigint NOT NULL REFERENCES projects, title text NOT NULL);
+CREATE TABLE notes (id bigint PRIMARY KEY, ticket_id bigint NOT NULL REFERENCES tickets ON DELETE CASCADE, body text NOT NULL);
+INSERT INTO accounts VALUES (1, 'one'), (2, 'two');
+INSERT INTO projects VALUES (11, 1, 'a'), (12, 1, 'b'), (21, 2, 'c');
+INSERT INTO people VALUES (1, 1, 11), (2, 2, NULL);
+INSERT INTO tickets SELECT n, (ARRAY[11, 12, 21])[1 + n % 3], 'ticket ' || n FROM generate_series(1, 300) AS n;
+INSERT INTO notes SELECT n, 1 + n % 300, 'note ' || n FROM generate_series(1, 900) AS n;
+";
+
+#[tokio::test]
+async fn projects_that_are_there_are_found_and_rows_move_with_what_they_hang_on() {
+    for shared in postgres::every_version() {
+        let database = shared.empty_database().await;
+        let admin = database.admin().await;
+        admin.batch_execute(BOARDS).await.unwrap();
+        let before = dumped(&database).await;
+        let desk = Desk::at(&database);
+        desk.done("plan", &[]);
+        let text = std::fs::read_to_string(desk.tenancy()).unwrap();
+        for lines in [
+            "[tables.\"public.tickets\"]\nscope = \"project\"\norganization = { through = [\"project_id\"] }\nproject = { column = \"project_id\" }\n",
+            "[tables.\"public.notes\"]\nscope = \"project\"\norganization = { through = [\"ticket_id\"] }\nproject = { through = [\"ticket_id\"] }\n",
+            "[tables.\"public.people\"]\nscope = \"organization\"\norganization = { column = \"account_id\" }\n",
+        ] {
+            assert!(text.contains(lines), "{lines}: {text}");
+        }
+        desk.done("apply", &["--no-backup"]);
+        desk.done("verify", &[]);
+        let wrong = "SELECT count(*) FROM notes n JOIN tickets t ON t.id = n.ticket_id JOIN projects p ON p.id = t.project_id \
+                     WHERE (n.organization_id, n.project_id) IS DISTINCT FROM (p.account_id, p.id) OR t.organization_id <> p.account_id";
+        assert_eq!(number(&database, wrong).await, "0");
+        // The application moves a ticket as it always did, and knows nothing of its notes' project.
+        admin.batch_execute("UPDATE tickets SET project_id = 12 WHERE id = 3").await.unwrap();
+        assert_eq!(number(&database, wrong).await, "0");
+        assert_eq!(
+            number(&database, "SELECT count(*) FROM notes WHERE ticket_id = 3 AND project_id = 12").await,
+            "3"
+        );
+        // But not to somebody else's.
+        let refused =
+            admin.batch_execute("UPDATE tickets SET project_id = 21 WHERE id = 3").await.unwrap_err();
+        assert_eq!(refused.code().map(|code| code.code()), Some("23503"), "{refused}");
+        admin.batch_execute("UPDATE tickets SET project_id = 11 WHERE id = 3").await.unwrap();
+        desk.done("rollback", &[]);
+        assert_same(&before, &dumped(&database).await, shared.server.version_major());
+    }
+}
