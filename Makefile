@@ -17,6 +17,7 @@ demo: ## a throwaway PostgreSQL with the proxy before it, and psql lines to past
 test: ## all tests, against every PostgreSQL version there is
 	@deploy/prerequisites.sh psql
 	@tests/postgres-versions.sh
+	@tests/squawk.sh
 	cargo test --locked
 
 isolation: ## the attacks of tests/it/isolation beside another pooler (ARGS="--target pgbouncer"); writes its RESULTS.md

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use tokio_postgres::Client;
 
 use super::names::Name;
+use super::workload::{self, Search};
 
 /// A database's schema.
 #[derive(Debug, Clone, Deserialize)]
@@ -28,6 +29,9 @@ pub struct Catalog {
     pub mighty: Vec<String>,
     /// The SQL interface is there.
     pub interface: bool,
+    /// What queries look for, where pg_stat_statements tells; what takes most time is first.
+    #[serde(skip)]
+    pub searches: Vec<Search>,
 }
 
 /// A table.
@@ -189,12 +193,33 @@ impl Catalog {
     /// PostgreSQL refuses, or answers what is not understood.
     pub async fn read(client: &Client) -> Result<Self, CatalogError> {
         let row = client.query_one(include_str!("sql/catalog.sql"), &[]).await?;
-        Ok(serde_json::from_value(row.get(0))?)
+        let mut catalog: Self = serde_json::from_value(row.get(0))?;
+        catalog.searches = workload::read(client, &catalog.tables).await?;
+        Ok(catalog)
     }
 
     /// A table of this name.
     pub fn table(&self, name: &Name) -> Option<&Table> {
         self.tables.iter().find(|table| table.name == *name)
+    }
+
+    /// What a partition, or a table that inherits, is part of in the end; the table itself if it is part of nothing.
+    pub fn whole<'a>(&'a self, table: &'a Table) -> &'a Table {
+        let mut whole = table;
+        while let Some(parent) = whole.parents.first().and_then(|name| self.table(name)) {
+            whole = parent;
+        }
+        whole
+    }
+
+    /// Its partitions and theirs, or the tables that inherit from it and from those: each before its own.
+    pub fn parts<'a>(&'a self, table: &Name) -> Vec<&'a Table> {
+        let mut found: Vec<&Table> = Vec::new();
+        for part in self.tables.iter().filter(|other| other.parents.first() == Some(table)) {
+            found.push(part);
+            found.extend(self.parts(&part.name));
+        }
+        found
     }
 
     /// Foreign keys that refer to each table, with the table whose they are.
@@ -215,6 +240,11 @@ impl Table {
     /// A column of this name.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// It is a partition, or inherits from another table.
+    pub fn is_part(&self) -> bool {
+        !self.parents.is_empty()
     }
 
     /// Its primary key.

@@ -74,7 +74,7 @@ impl Guess {
         let project_paths =
             self.projects.as_ref().map(|(table, ..)| paths(catalog, table, &[true])).unwrap_or_default();
         let mut found = BTreeMap::new();
-        for table in catalog.tables.iter().filter(|table| !table.is_partition) {
+        for table in catalog.tables.iter().filter(|table| !table.is_part()) {
             let name = table.name.name.as_str();
             let is_projects = self.projects.as_ref().is_some_and(|(projects, ..)| *projects == table.name);
             let guessed = if is_projects {
@@ -120,7 +120,7 @@ impl Guess {
             _ => BTreeMap::new(),
         };
         let mut found = BTreeMap::new();
-        for table in catalog.tables.iter().filter(|table| !table.is_partition && table.name != *tenants) {
+        for table in catalog.tables.iter().filter(|table| !table.is_part() && table.name != *tenants) {
             let direct = table
                 .foreign_keys()
                 .find(|key| key.target.as_ref() == Some(tenants) && key.columns.len() == 1);
@@ -248,7 +248,7 @@ const HEAD: &str = "\
 /// The table that the schema's tenants seem to be in: by its name, and because paths of foreign keys lead there.
 fn tenant_table(catalog: &Catalog) -> Option<(Name, String, IdColumn)> {
     TENANTS.iter().find_map(|name| {
-        let table = catalog.tables.iter().find(|table| table.name.name == *name && !table.is_partition)?;
+        let table = catalog.tables.iter().find(|table| table.name.name == *name && !table.is_part())?;
         (paths(catalog, &table.name, &[true, false]).len() >= 2).then(|| key_of(table)).flatten()
     })
 }
@@ -268,7 +268,7 @@ fn paths(catalog: &Catalog, to: &Name, rounds: &[bool]) -> BTreeMap<Name, Vec<St
             let reached: BTreeSet<&Name> = found.keys().chain([to]).collect();
             let mut next = Vec::new();
             for table in
-                catalog.tables.iter().filter(|table| !table.is_partition && !reached.contains(&table.name))
+                catalog.tables.iter().filter(|table| !table.is_part() && !reached.contains(&table.name))
             {
                 let mut keys = table.foreign_keys().filter(|key| {
                     key.target.as_ref().is_some_and(|target| reached.contains(target))

@@ -362,10 +362,11 @@ pub async fn rollback(place: &Place, to: Option<&str>, tell: &dyn Tell) -> Resul
         ))
     })?;
     if to.is_none() && ledger::exists(&client).await? {
-        // The schema was there before.
+        // If anything else is in it, the schema was there before.
         client
             .batch_execute(
-                "DROP TABLE pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_pace",
+                "DROP TABLE pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_pace; \
+                 DO 'BEGIN DROP SCHEMA pgtenant; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END'",
             )
             .await?;
     }

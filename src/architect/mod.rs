@@ -16,3 +16,4 @@ pub mod precheck;
 pub mod report;
 pub mod treatment;
 pub mod verify;
+pub mod workload;

@@ -71,6 +71,7 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
     let mut wrong = Vec::new();
     for one in &design.tables {
         let (table, this) = (&one.table.name, ident(&one.table.name.name));
+        let rows = one.own_rows(design.catalog);
         tell.says(&format!("looking at rows of {table}"));
         for index in one.table.indexes.iter().filter(|index| !index.is_valid) {
             tell.result(&format!(
@@ -94,7 +95,7 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
                 _ => continue,
             };
             let sql = format!(
-                "WITH pgtenant_missing AS (SELECT {key} FROM {table} AS {this} WHERE {missing}) SELECT (SELECT count(*) FROM pgtenant_missing), \
+                "WITH pgtenant_missing AS (SELECT {key} FROM {rows} AS {this} WHERE {missing}) SELECT (SELECT count(*) FROM pgtenant_missing), \
                  (SELECT string_agg(to_jsonb(pgtenant_some)::text, ', ') FROM (SELECT * FROM pgtenant_missing LIMIT 5) AS pgtenant_some)"
             );
             let row = client.query_one(sql.as_str(), &[]).await?;
@@ -116,7 +117,7 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
             let given: Vec<_> =
                 reference.columns.iter().map(|own| format!("child.{} IS NOT NULL", ident(own))).collect();
             let sql = format!(
-                "SELECT count(*) FROM {table} AS child WHERE {} AND NOT EXISTS (SELECT FROM {target} AS parent WHERE {})",
+                "SELECT count(*) FROM {rows} AS child WHERE {} AND NOT EXISTS (SELECT FROM {target} AS parent WHERE {})",
                 given.join(" AND "),
                 on.join(" AND ")
             );

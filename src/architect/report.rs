@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::migration::{Design, How, Move, Part, growth};
+use super::migration::{Design, How, Move, Part, asked, growth};
 use super::names::ident;
 use super::treatment::Source;
 
@@ -69,6 +69,9 @@ fn decisions(design: &Design<'_>, out: &mut String) {
     }
     for note in &design.notes {
         let _ = writeln!(out, "- {note}");
+    }
+    for index in asked(design) {
+        let _ = writeln!(out, "- {index}");
     }
     for index in super::migration::redundant(design) {
         let _ = writeln!(out, "- {index}");

@@ -109,7 +109,7 @@ pub async fn findings(
             continue;
         }
         // A partition is whose its whole is.
-        let whole = table.parents.first().filter(|_| table.is_partition).unwrap_or(&table.name);
+        let whole = &catalog.whole(table).name;
         match treatment.of(whole).map(|entry| entry.scope) {
             None => {
                 found

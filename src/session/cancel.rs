@@ -37,6 +37,8 @@ pub struct ClientHandle {
 #[derive(Default)]
 struct Running {
     target: Option<(Arc<Pool>, Arc<CancelKey>)>,
+    /// What the client sent waits for a server.
+    is_queued: bool,
     /// A cancel request is on its way to the target. One is enough: another would strike the same query.
     in_flight: bool,
     /// The target does the proxy's own work: nothing of the client's is there to be cancelled yet.
@@ -122,8 +124,10 @@ impl InFlight {
             if running.in_flight {
                 return None;
             }
-            if running.is_binding {
+            if running.is_binding || running.is_queued {
                 running.is_wanted = true;
+                drop(running);
+                handle.waker.wake();
                 return None;
             }
             let target = running.target.clone()?;
@@ -155,11 +159,37 @@ impl Drop for InFlight {
 }
 
 impl ClientHandle {
-    /// From now on a cancel request goes to this server; while that `is_binding`, as soon as it has done so.
-    pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
+    /// What the client sent waits for a server from now on: a request to cancel it is remembered, and wakes the client's task.
+    pub fn is_queued(&self) {
         let mut running = self.lock();
-        running.target = Some((pool.clone(), server.clone()));
-        running.is_binding = is_binding;
+        (running.is_queued, running.is_wanted) = (true, false);
+    }
+
+    /// Whether a request came while it waited.
+    pub fn is_cancelled(&self) -> bool {
+        let running = self.lock();
+        running.is_queued && running.is_wanted
+    }
+
+    /// It waits no longer. Whether a request came: if it got a server all the same, that request follows it there.
+    pub fn is_served(&self) -> bool {
+        let mut running = self.lock();
+        running.is_queued = false;
+        running.is_wanted
+    }
+
+    /// From now on a cancel request goes to this server, and one that came while it was waited for; while that `is_binding`, as soon
+    /// as it has done so.
+    pub fn runs_on(self: &Arc<Self>, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
+        let is_wanted = {
+            let mut running = self.lock();
+            running.target = Some((pool.clone(), server.clone()));
+            running.is_binding = is_binding;
+            running.is_wanted && !is_binding
+        };
+        if is_wanted {
+            self.is_bound();
+        }
     }
 
     /// What the client sent runs from now on, and a request that came early is sent on.

@@ -383,8 +383,14 @@ impl Relay {
     /// Waits for a server, but not for a client that has left meanwhile: nobody would take the results.
     async fn lease(&mut self) -> Result<BoundServer, Unserved> {
         let is_plain = self.is_plain_batch();
+        let handle = &self.registered.handle;
+        handle.is_queued();
         let Client { stream, incoming, .. } = &mut self.client;
         let mut gone = poll_fn(|cx| {
+            handle.waker.register(cx.waker());
+            if handle.is_cancelled() {
+                return Poll::Ready(());
+            }
             while !incoming.is_full() {
                 if let Ok(0) | Err(_) = ready!(incoming.poll_fill(stream, cx)) {
                     return Poll::Ready(());
@@ -393,7 +399,16 @@ impl Relay {
             // What else it sent waits in its socket, and whether it left shows later.
             Poll::Pending
         });
-        self.pool.lease(&self.terms, self.shard, is_plain, &mut gone).await
+        let leased = self.pool.lease(&self.terms, self.shard, is_plain, &mut gone).await;
+        let is_cancelled = handle.is_served();
+        match leased {
+            Err(Unserved::Gone) if is_cancelled => {
+                let _ = handle.runs_nothing().await;
+                let what = "canceling statement due to user request";
+                Err(Unserved::Refused(Report::new(Sqlstate::QUERY_CANCELED, what)))
+            }
+            other => other,
+        }
     }
 
     /// Closes a server that nobody can use any more. What still runs there is stopped first: its place is free at once.

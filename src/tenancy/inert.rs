@@ -36,10 +36,10 @@ const TYPES: &str = "bigint bool boolean bytea char character date decimal doubl
 /// Types from here on are not PostgreSQL's own (`FirstNormalObjectId`).
 const FIRST_OTHER_TYPE: u32 = 16384;
 
-/// Functions of PostgreSQL's that only compute.
+/// Functions of PostgreSQL's that only compute, or wait.
 const FUNCTIONS: &str = "abs array_agg array_length avg bool_and bool_or cardinality ceil char_length concat count date_part \
      date_trunc dense_rank first_value floor gen_random_uuid generate_series json_agg json_build_object jsonb_agg \
-     jsonb_build_object lag last_value lead left length lower max min mod now power rank replace right round row_number \
+     jsonb_build_object lag last_value lead left length lower max min mod now pg_sleep power rank replace right round row_number \
      row_to_json string_agg substr sum to_json to_jsonb unnest upper";
 
 /// What stands before a parenthesis.
@@ -94,7 +94,7 @@ pub fn read(sql: &[u8]) -> Reading {
             // SELECT ... INTO makes a table; so INTO is taken for INSERT's only where nothing else can be meant.
             Token::Word(word) if word == b"into" => index == 1 && may_have_target,
             Token::Word(_) | Token::Quoted(_) if colons == 2 => lists.types,
-            Token::Word(word) | Token::Quoted(word) => !word.starts_with(b"pg_"),
+            Token::Word(word) | Token::Quoted(word) => lists.functions || !word.starts_with(b"pg_"),
             Token::Symbol(b'(') => before != Before::Name,
             Token::Symbol(b'.') => !is_closed,
             // It may be a name that is written in code points.
@@ -177,6 +177,7 @@ mod tests {
     #[test]
     fn queries_of_applications_are_inert() {
         for sql in [
+            "SELECT pg_sleep(0.02), count(*) FROM items",
             "SELECT id, body FROM items WHERE id = $1 AND (a OR b) ORDER BY id LIMIT 10;",
             "select \"users\".\"id\", count(*) from \"public\".\"users\" where \"id\" in ($1, $2) group by 1",
             "INSERT INTO items (body, n) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET (a, b) = (1, 2) RETURNING id",
@@ -203,6 +204,9 @@ mod tests {
         for sql in [
             ";",
             "SELECT - hidden('x')",
+            "SELECT pg_sleep_until('x')",
+            "SELECT public.pg_sleep(1)",
+            "SELECT * FROM pg_temp.items",
             "SELECT @ \"hidden\"('x')",
             "SELECT a hidden('x')",
             "INSERT INTO t.hidden SELECT b.hidden('x')",

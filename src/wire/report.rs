@@ -60,6 +60,8 @@ impl Sqlstate {
     pub const OUT_OF_MEMORY: Self = Self("53200");
     /// program_limit_exceeded: longer than a named limit allows
     pub const LIMIT_EXCEEDED: Self = Self("54000");
+    /// query_canceled
+    pub const QUERY_CANCELED: Self = Self("57014");
     /// admin_shutdown
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
     /// cannot_connect_now

@@ -131,8 +131,11 @@ def suites_text(own, verdict):
             by_word = {}
             for test, word in sorted(cells.items()):
                 by_word.setdefault(word, []).append(test)
-            if cells:
+            if cells or outcomes.repeated:
                 listed += ["", f"{suite}, {column}:", ""]
+            if outcomes.repeated:
+                names = ", ".join(f"`{test}`" for test in outcomes.repeated)
+                listed.append(f"- differed once without a reason, and counts as in a second run: {names}")
             for word, tests in by_word.items():
                 # Without parameters, of which some have hundreds.
                 counts = Counter(re.sub(r"\[.*\]$|/.*", "", test) for test in tests)

@@ -27,6 +27,7 @@ class Results:
     version: str
     tests: dict = field(default_factory=dict)
     details: dict = field(default_factory=dict)
+    repeated: list = field(default_factory=list)
 
     def add(self, test, outcome, detail=""):
         self.tests[test] = outcome

@@ -228,6 +228,45 @@ async fn rows_find_their_organization_and_a_legacy_role_goes_on_until_cut_over()
     );
 }
 
+/// With no rule left out and none silenced.
+#[tokio::test]
+async fn a_linter_of_migrations_has_nothing_to_say() {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
+    let cache = cache.or_else(|| Some(std::path::PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let squawk = cache.unwrap_or_default().join("pgtenant-squawk/bin/squawk");
+    if !squawk.exists() {
+        assert!(std::env::var_os("CI").is_none(), "no {}: tests/squawk.sh fetches it", squawk.display());
+        println!("left out: no {}", squawk.display());
+        return;
+    }
+    for schema in [SHOP, include_str!("migrate/agency.sql")] {
+        let database = postgres::shared().empty_database().await;
+        database.admin().await.batch_execute(schema).await.unwrap();
+        let desk = Desk::at(&database);
+        desk.run("plan", &[]);
+        if schema != SHOP {
+            desk.edit("[tables.\"public.events\"]\nscope = \"unknown\"", EVENTS);
+            desk.edit("{ column = \"account_id\" }\notherwise = \"stop\"", "{ column = \"account_id\" }");
+            desk.done("plan", &[]);
+        }
+        let mut command = std::process::Command::new(&squawk);
+        command.arg("--pg-version=15.0").current_dir(desk.folder.path());
+        let files = [
+            "003_multi_tenant_transformation",
+            "004_multi_tenant_rls_policies",
+            "005_data_migration_existing_to_multi_tenant",
+        ];
+        command.args(files.map(|file| format!("{file}.sql")));
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && told.contains("Found 0 issues in 3 files"),
+            "{}: {told}",
+            output.status
+        );
+    }
+}
+
 const EVENTS: &str = r#"[tables."public.events"]
 scope = "organization"
 organization = { expression = "CASE WHEN id > 0 THEN (SELECT a.id FROM public.accounts a WHERE a.name = account_name) END" }"#;

@@ -214,6 +214,39 @@ async fn cancel_stops_the_query_and_nothing_else() {
     stranger.expect_close().await;
 }
 
+/// As on PostgreSQL: what was sent is cancelled, whether it runs already or waits for a server.
+#[tokio::test]
+async fn cancel_reaches_a_query_that_waits_for_a_server() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let holder = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    for is_prepared in [false, true] {
+        let client = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+        let (cancel, statement) =
+            (client.cancel_token(), client.prepare("SELECT count(*) FROM items").await.unwrap());
+        holder.batch_execute("BEGIN").await.unwrap();
+        let waiting = tokio::spawn(async move {
+            let outcome = match is_prepared {
+                true => client.query(&statement, &[]).await.map(drop),
+                false => client.batch_execute("SELECT 1").await,
+            };
+            (client, outcome)
+        });
+        eventually("it waits", async || {
+            let (_, metrics) = gate.http("/metrics").await;
+            metrics.contains("pgtenant_waiting_clients{database=\"app\"} 1").then_some(())
+        })
+        .await;
+        cancel.cancel_query(NoTls).await.unwrap();
+        // The one that has the server goes on; the other one is told at once.
+        let (client, outcome) = waiting.await.unwrap();
+        assert_eq!(outcome.unwrap_err().code().unwrap().code(), "57014");
+        holder.batch_execute("SELECT 1; COMMIT").await.unwrap();
+        let seen = value(&client, "SELECT DISTINCT body FROM items").await.unwrap();
+        assert_eq!(seen.as_deref(), Some("org-2"), "it is served as before");
+    }
+}
+
 #[tokio::test]
 async fn a_vanished_clients_query_is_cancelled() {
     let database = postgres::shared().database().await;

@@ -14,10 +14,11 @@ const BATCH_MS: u32 = 50;
 pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     let mut moves = Moves::new(Part::Data);
     for one in &design.tables {
-        for column in one.tenant_columns() {
-            backfill(design, one, column, &mut moves);
-            not_null(one, column, &mut moves);
-        }
+        one.tenant_columns().for_each(|column| backfill(design, one, column, &mut moves));
+    }
+    // A table's NOT NULL is that of all that inherit from it.
+    for one in design.tables.iter().filter(|one| !one.is_heir()) {
+        one.tenant_columns().for_each(|column| not_null(one, column, &mut moves));
     }
     let references = keys::references(design);
     references.iter().for_each(|reference| validate(design, reference, &mut moves));
@@ -33,10 +34,11 @@ fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, 
     let table = &one.table.name;
     let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
     let Some(value) = sources::value(design, one, column) else {
-        return nobody_is_left_out(one, column, moves);
+        return nobody_is_left_out(design, one, column, moves);
     };
     let id = format!("{}.{:04}", Part::Data.number(), (moves.all.len() + 1) * 10);
-    let sql = batches(one, column.name, &value, &id);
+    let rows = one.own_rows(design.catalog);
+    let sql = batches(one, &rows, column.name, &value, &id);
     let what = if is_project { "project" } else { "organization" };
     moves
         .add(
@@ -45,11 +47,11 @@ fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, 
             How::Batches,
             vec![sql],
         )
-        .checked(format!("SELECT NOT EXISTS (SELECT FROM {table} WHERE {} IS NULL)", ident(column.name)));
+        .checked(format!("SELECT NOT EXISTS (SELECT FROM {rows} WHERE {} IS NULL)", ident(column.name)));
 }
 
 /// One statement that goes through a table by its primary key, or row by row where it has none, and commits each batch.
-fn batches(one: &Tenanted<'_>, column: &str, value: &str, id: &str) -> String {
+fn batches(one: &Tenanted<'_>, rows: &str, column: &str, value: &str, id: &str) -> String {
     let (table, this, column) = (&one.table.name, ident(&one.table.name.name), ident(column));
     let key: Vec<String> = one.table.primary_key().map(|key| key.columns.clone()).unwrap_or_default();
     // Nothing here is called as a column or a table of the application may be.
@@ -84,11 +86,11 @@ BEGIN
         SET LOCAL session_replication_role = replica; -- nobody's triggers: nothing but this column changes
         SET LOCAL plan_cache_mode = force_custom_plan;
         WITH pgtenant_batch AS MATERIALIZED (
-            SELECT {select} FROM {table} AS {this}
+            SELECT {select} FROM {rows} AS {this}
             WHERE pgtenant_at IS NULL OR ({own}) > ({typed})
             ORDER BY {own} LIMIT pgtenant_size
         ), pgtenant_done AS (
-            UPDATE {table} AS {this} SET {column} = {value}
+            UPDATE {rows} AS {this} SET {column} = {value}
             FROM pgtenant_batch WHERE ({own}) = ({batch}) AND {this}.{column} IS NULL
             RETURNING 1
         )
@@ -109,19 +111,19 @@ BEGIN
         batch = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n}")),
         record = numbered(&|n, _| format!("'{n}', pgtenant_batch.pgtenant_{n}")),
         last = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n} DESC")),
-        complaint = complaint(one, &column),
+        complaint = complaint(one, rows, &column),
         regclass = format!("{}::regclass", literal(&table.to_string())),
     );
     format!("DO {}", dollar_quoted(&body))
 }
 
 /// Where a column says whose rows are, it must say so for all.
-fn nobody_is_left_out(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
+fn nobody_is_left_out(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
     let is_sure = one.table.column(column.name).is_some_and(|there| there.is_not_null);
     if is_sure || !matches!(column.source, Source::Column(_)) {
         return;
     }
-    let table = &one.table.name;
+    let (table, rows) = (&one.table.name, one.own_rows(design.catalog));
     let name = ident(column.name);
     moves
         .add(
@@ -132,25 +134,25 @@ fn nobody_is_left_out(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut
                 "DO {}",
                 dollar_quoted(&format!(
                     "\nDECLARE\n    pgtenant_left bigint;\nBEGIN\n{}END\n",
-                    complaint(one, &name)
+                    complaint(one, &rows, &name)
                 ))
             )],
         )
-        .checked(format!("SELECT NOT EXISTS (SELECT FROM {table} WHERE {name} IS NULL)"));
+        .checked(format!("SELECT NOT EXISTS (SELECT FROM {rows} WHERE {name} IS NULL)"));
 }
 
 /// Stops at rows that have none, and tells which: nobody guesses.
-fn complaint(one: &Tenanted<'_>, column: &str) -> String {
+fn complaint(one: &Tenanted<'_>, rows: &str, column: &str) -> String {
     let table = &one.table.name;
     let key = one.table.primary_key().map(|key| idents(&key.columns)).unwrap_or_else(|| "ctid".to_owned());
     let [table_text, column_text] =
         [table.to_string(), column.to_owned()].map(|text| text.replace('\'', "''").replace('%', "%%"));
     format!(
-        "    SELECT count(*) INTO pgtenant_left FROM {table} WHERE {column} IS NULL;
+        "    SELECT count(*) INTO pgtenant_left FROM {rows} WHERE {column} IS NULL;
     IF pgtenant_left > 0 THEN
         RAISE EXCEPTION USING ERRCODE = '23502',
             MESSAGE = format('%s rows of {table_text} do not find their {column_text}; the first of them: %s', pgtenant_left,
-                (SELECT string_agg(to_jsonb(pgtenant_missing)::text, ', ') FROM (SELECT {key} FROM {table} WHERE {column} IS NULL LIMIT 5) AS pgtenant_missing)),
+                (SELECT string_agg(to_jsonb(pgtenant_missing)::text, ', ') FROM (SELECT {key} FROM {rows} WHERE {column} IS NULL LIMIT 5) AS pgtenant_missing)),
             HINT = 'Correct them, or roll back, say otherwise = \"quarantine\" in tenancy.toml, plan and apply again.';
     END IF;
 "
@@ -165,34 +167,53 @@ fn not_null(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
     let (table, name) = (&one.table.name, ident(column.name));
     let check = ident(&composed(&[&one.table.name.name, column.name, "check"]));
     // A check that is validated spares SET NOT NULL its look at every row.
-    let sql = vec![
-        format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}"),
-        format!("ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID"),
-        format!("ALTER TABLE {table} VALIDATE CONSTRAINT {check}"),
-        format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, DROP CONSTRAINT {check}"),
-    ];
     moves
         .add(
-            format!("no row of {table} is without {}", column.name),
-            "ACCESS EXCLUSIVE, milliseconds, twice; SHARE UPDATE EXCLUSIVE while rows are read",
-            How::Alone,
-            sql,
+            format!("no new row of {table} is without {}", column.name),
+            "ACCESS EXCLUSIVE, milliseconds: no row is read",
+            How::Transaction,
+            vec![format!("ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID")],
         )
-        .checked(format!(
-            "SELECT attnotnull FROM pg_attribute WHERE attrelid = {}::regclass AND attname = {}",
-            literal(&table.to_string()),
-            literal(column.name)
-        ))
         .undone(
             format!("no check left on {table}"),
             How::Transaction,
             vec![format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}")],
         );
+    moves.add(
+        format!("nor one that is there, of {table}"),
+        "SHARE UPDATE EXCLUSIVE while rows are read: reads and writes go on",
+        How::Transaction,
+        vec![format!("ALTER TABLE {table} VALIDATE CONSTRAINT {check}")],
+    );
+    let alter = format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, DROP CONSTRAINT {check}");
+    moves
+        .add(
+            format!("{} of {table} is NOT NULL", column.name),
+            "ACCESS EXCLUSIVE, milliseconds: the check says it already",
+            How::Transaction,
+            vec![if_constrained(table, &composed(&[&one.table.name.name, column.name, "check"]), &[alter])],
+        )
+        .checked(format!(
+            "SELECT attnotnull FROM pg_attribute WHERE attrelid = {}::regclass AND attname = {}",
+            literal(&table.to_string()),
+            literal(column.name)
+        ));
+}
+
+/// Statements that are executed where a table has a constraint of this name: once, however often the file is run.
+fn if_constrained(table: &Name, constraint: &str, sql: &[String]) -> String {
+    let body = format!(
+        " BEGIN IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {}) THEN\n    {};\nEND IF; END ",
+        literal(&table.to_string()),
+        literal(constraint),
+        sql.join(";\n    ")
+    );
+    format!("DO {}", dollar_quoted(&body))
 }
 
 fn validate(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) {
     if reference.one.table.is_partitioned {
-        return partitions::validate(design, reference, no_orphans(reference), moves);
+        return partitions::validate(design, reference, no_orphans(design, reference), moves);
     }
     let (table, name) = (&reference.one.table.name, &reference.name);
     moves
@@ -202,24 +223,25 @@ fn validate(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) {
                 "SHARE UPDATE EXCLUSIVE on {table}, ROW SHARE on {}: reads and writes go on",
                 reference.target
             ),
-            How::Alone,
+            How::Transaction,
             vec![format!("ALTER TABLE {table} VALIDATE CONSTRAINT {}", ident(name))],
         )
-        .checked(no_orphans(reference));
+        .checked(no_orphans(design, reference));
 }
 
 /// By a query of its own: PostgreSQL's word for it is not taken where policies may have hidden rows from it.
-fn no_orphans(reference: &Reference<'_>) -> String {
+fn no_orphans(design: &Design<'_>, reference: &Reference<'_>) -> String {
     let pairs = reference.columns.iter().zip(&reference.target_columns);
     let on: Vec<_> =
         pairs.map(|(own, its)| format!("parent.{} = child.{}", ident(its), ident(own))).collect();
     let given: Vec<_> =
         reference.columns.iter().map(|own| format!("child.{} IS NOT NULL", ident(own))).collect();
+    let target = design.tenanted(&reference.target);
     format!(
         "SELECT NOT EXISTS (SELECT FROM {} AS child WHERE {} AND NOT EXISTS (SELECT FROM {} AS parent WHERE {}))",
-        reference.one.table.name,
+        reference.one.own_rows(design.catalog),
         given.join(" AND "),
-        reference.target,
+        target.map_or_else(|| reference.target.to_string(), |target| target.own_rows(design.catalog)),
         on.join(" AND ")
     )
 }
@@ -235,10 +257,14 @@ fn take_over(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) 
         format!("{} of {table} leads with the organization", old.name),
         format!("ACCESS EXCLUSIVE on {table} and {}, milliseconds", reference.target),
         How::Transaction,
-        vec![
-            format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {was}"),
-            format!("ALTER TABLE {table} RENAME CONSTRAINT {name} TO {was}"),
-        ],
+        vec![if_constrained(
+            table,
+            &reference.name,
+            &[
+                format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {was}"),
+                format!("ALTER TABLE {table} RENAME CONSTRAINT {name} TO {was}"),
+            ],
+        )],
     );
     step.checked(has_constraint(table, &old.name));
     step.step.sql.extend(commented(table, old));
@@ -283,12 +309,13 @@ fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
                 .map(|name| Name::new(&table.schema, &name));
             let alter =
                 format!("ALTER TABLE {table} DROP CONSTRAINT {was}, {}", using_index(old, &unique.name));
-            let swap = expand::if_there(&new, true, &[alter]);
+            // The last one is left where this was undone before.
+            let swap = expand::if_there(&new, true, &[alter, format!("DROP INDEX IF EXISTS {before}")]);
             let step = moves.add(
                 format!("{} of {table} leads with the organization", old.name),
                 lock,
                 How::Transaction,
-                vec![swap, format!("DROP INDEX IF EXISTS {before}")],
+                vec![swap],
             );
             step.checked(format!(
                 "SELECT array_length(conkey, 1) = {} FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {}",

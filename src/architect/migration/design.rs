@@ -35,6 +35,8 @@ pub struct Design<'a> {
 pub struct Tenanted<'a> {
     /// As it is.
     pub table: &'a Table,
+    /// What it inherits its columns from; itself, if it does not.
+    pub whole: &'a Table,
     /// As it is to be.
     pub entry: &'a Entry,
     /// The column that says whose a row is.
@@ -143,8 +145,23 @@ impl<'a> Design<'a> {
 
     fn treat(&mut self, table: &'a Table) -> Result<Option<Tenanted<'a>>, String> {
         let name = &table.name;
-        let Some(entry) = self.treatment.of(name) else {
-            if table.is_partition {
+        let whole = self.catalog.whole(table);
+        if table.is_part() && self.treatment.of(name).is_some() {
+            return Err(format!(
+                "table {name} is part of {}: say it of that, and take it out of the file",
+                whole.name
+            ));
+        }
+        if table.parents.len() > 1 {
+            return Err(format!(
+                "table {name} inherits from several tables: this version does not migrate it; ALTER TABLE {name} NO INHERIT all but one"
+            ));
+        }
+        if table.is_partition {
+            return Ok(None);
+        }
+        let Some(entry) = self.treatment.of(&whole.name) else {
+            if table.is_part() {
                 return Ok(None);
             }
             return Err(format!(
@@ -159,23 +176,11 @@ impl<'a> Design<'a> {
         if entry.scope == Scope::Unknown {
             return Err(format!(
                 "[tables.{:?}]: scope is \"unknown\"; say whose its rows are",
-                name.to_string()
-            ));
-        }
-        if table.is_partition {
-            return Err(format!(
-                "table {name} is a partition: say it of the table that it is part of, and take it out of the file"
-            ));
-        }
-        let children = self.catalog.tables.iter().filter(|other| other.parents.contains(name));
-        let is_flat = children.clone().all(|child| child.is_partition && !child.is_partitioned);
-        if !table.parents.is_empty() || !is_flat {
-            return Err(format!(
-                "table {name} has parents, children by inheritance, or partitions that have some: this version does not migrate them"
+                whole.name.to_string()
             ));
         }
         let missing = |what: &str| {
-            format!("[tables.{:?}]: {what} is missing; say how its rows find theirs", name.to_string())
+            format!("[tables.{:?}]: {what} is missing; say how its rows find theirs", whole.name.to_string())
         };
         let source = entry.organization.as_ref().ok_or_else(|| missing("organization"))?;
         let organization = column(source, &self.treatment.organizations.column);
@@ -190,7 +195,7 @@ impl<'a> Design<'a> {
             }
             (_, None) => None,
         };
-        Ok(Some(Tenanted { table, entry, organization, project }))
+        Ok(Some(Tenanted { table, whole, entry, organization, project }))
     }
 
     /// A table of an organization or a project.
@@ -221,9 +226,20 @@ impl<'a> Tenanted<'a> {
         columns.first().is_some_and(|first| first == self.organization.name)
     }
 
-    /// The foreign key of these columns.
+    /// The foreign key of these columns; for a table that inherits, that of what it inherits from will do.
     pub fn foreign_key(&self, columns: &[String]) -> Option<&'a Constraint> {
-        self.table.foreign_keys().find(|key| key.columns == columns)
+        self.table.foreign_keys().chain(self.whole.foreign_keys()).find(|key| key.columns == columns)
+    }
+
+    /// It inherits from another table.
+    pub fn is_heir(&self) -> bool {
+        self.table.is_part()
+    }
+
+    /// The table as FROM and UPDATE name its own rows: without those of tables that inherit from it.
+    pub fn own_rows(&self, catalog: &Catalog) -> String {
+        let has_heirs = !self.table.is_partitioned && !catalog.parts(&self.table.name).is_empty();
+        format!("{}{}", if has_heirs { "ONLY " } else { "" }, self.table.name)
     }
 }
 
@@ -286,8 +302,11 @@ fn mistakes_of(one: &Tenanted<'_>, all: &[Tenanted<'_>], design: &Design<'_>) ->
             ));
         }
     }
-    let uniques: BTreeSet<&str> = one.table.indexes.iter().map(|index| index.name.as_str()).collect();
-    let unknown = one.entry.global_uniques.iter().filter(|global| !uniques.contains(global.as_str()));
+    let all = std::iter::once(one.table).chain(design.catalog.parts(&one.table.name));
+    let uniques: BTreeSet<&str> =
+        all.flat_map(|table| &table.indexes).map(|index| index.name.as_str()).collect();
+    let unknown =
+        one.entry.global_uniques.iter().filter(|global| !one.is_heir() && !uniques.contains(global.as_str()));
     wrong.extend(unknown.map(|global| {
         format!("[tables.{name:?}]: global_uniques names {global:?}, which is no unique index")
     }));

@@ -1,5 +1,7 @@
 //! The same tables over several machines, by Citus: each organization on one of them, shared tables on all.
 
+use std::fmt::Write as _;
+
 use super::design::Design;
 use super::keys::{self, Replaced};
 use crate::architect::names::literal;
@@ -27,6 +29,13 @@ pub fn citus(design: &Design<'_>) -> String {
         distribute(&design.projects.to_string(), &design.treatment.organizations.column);
     }
     design.tables.iter().for_each(|one| distribute(&one.table.name.to_string(), one.organization.name));
+    for one in design.tables.iter().filter(|one| one.is_heir()) {
+        let _ = writeln!(
+            out,
+            "-- Citus refuses: {} inherits from {}. ALTER TABLE {} NO INHERIT {} first, or make it a partition.",
+            one.table.name, one.whole.name, one.table.name, one.whole.name
+        );
+    }
     let kept = keys::uniques(design).into_iter().filter_map(|unique| {
         let replaced = unique.replaces?;
         let name = match replaced {

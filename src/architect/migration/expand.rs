@@ -17,7 +17,8 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     operations(design, &mut moves);
     tenants::moves(design, &mut moves);
     design.tables.iter().for_each(|one| sources::mappings(design, one, &mut moves));
-    design.tables.iter().for_each(|one| columns(design, one, &mut moves));
+    // Those that inherit have the columns of what they inherit from.
+    design.tables.iter().filter(|one| !one.is_heir()).for_each(|one| columns(design, one, &mut moves));
     design.tables.iter().for_each(|one| triggers(design, one, &mut moves));
     for unique in keys::uniques(design) {
         unique_index(design, &unique, &mut moves);

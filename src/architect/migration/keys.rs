@@ -58,7 +58,12 @@ pub struct Leading<'a> {
     pub tail: String,
     /// The one that it makes redundant, if it is of one.
     pub of: Option<&'a Index>,
+    /// How often queries were seen that it is for.
+    pub calls: Option<i64>,
 }
+
+/// A table of fewer rows is read through as fast.
+const WORTH_AN_INDEX: i64 = 1_000;
 
 impl Reference<'_> {
     /// `FOREIGN KEY ...`
@@ -202,7 +207,7 @@ pub fn indexes<'a>(design: &'a Design<'a>) -> Vec<Leading<'a>> {
             if !index.is_partial && columns.len() == index.columns.len() {
                 covered.push(with_lead(&lead, &columns));
             }
-            found.push(Leading { one, tail: leading(index, &lead), name, of: Some(index) });
+            found.push(Leading { one, tail: leading(index, &lead), name, of: Some(index), calls: None });
         }
         for reference in references.iter().filter(|reference| reference.one.table.name == one.table.name) {
             // In whatever order: the organization first, then what is looked for.
@@ -224,7 +229,29 @@ pub fn indexes<'a>(design: &'a Design<'a>) -> Vec<Leading<'a>> {
             let name = composed(&parts);
             let tail = btree(&reference.columns);
             covered.push(reference.columns.clone());
-            found.push(Leading { one, name, tail, of: None });
+            found.push(Leading { one, name, tail, of: None, calls: None });
+        }
+        let searches = design.catalog.searches.iter().filter(|search| search.table == one.table.name);
+        for search in searches.filter(|_| one.table.rows >= WORTH_AN_INDEX && !one.table.is_partitioned) {
+            let columns = with_lead(&one.lead(false), &search.columns());
+            // One by which rows are found is enough, whatever else is asked of them.
+            let is_covered = covered.iter().any(|there| {
+                one.leads(there)
+                    && there.get(1).is_some_and(|second| match search.equal.is_empty() {
+                        true => search.range.as_ref() == Some(second),
+                        false => search.equal.contains(second),
+                    })
+            });
+            if is_covered || columns.len() < 2 {
+                continue;
+            }
+            let parts: Vec<&str> = std::iter::once(one.table.name.name.as_str())
+                .chain(columns.iter().map(String::as_str))
+                .chain(["idx"])
+                .collect();
+            let (name, tail) = (composed(&parts), btree(&columns));
+            covered.push(columns);
+            found.push(Leading { one, name, tail, of: None, calls: Some(search.calls) });
         }
     }
     found

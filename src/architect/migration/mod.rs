@@ -156,6 +156,23 @@ pub fn growth(design: &Design<'_>) -> u64 {
     u64::try_from(indexes + updated.map(|one| one.table.bytes).sum::<i64>()).unwrap_or_default()
 }
 
+/// Indexes for what is asked of the database, in words.
+pub fn asked(design: &Design<'_>) -> Vec<String> {
+    let indexes = keys::indexes(design);
+    let asked = indexes.iter().filter_map(|index| Some((index, index.calls?)));
+    asked
+        .map(|(index, calls)| {
+            format!(
+                "Index {} is new: pg_stat_statements has {calls} calls of queries that look into {} by{}, and nothing that leads with the \
+                 organization is for them. Take its step out of 003 if it is not worth its writes.",
+                index.name,
+                index.one.table.name,
+                index.tail.trim_start_matches(" USING btree")
+            )
+        })
+        .collect()
+}
+
 /// Indexes that another one makes redundant, in words.
 pub fn redundant(design: &Design<'_>) -> Vec<String> {
     let indexes = keys::indexes(design);

@@ -168,7 +168,7 @@ pub(super) fn notes(design: &Design<'_>) -> Vec<String> {
         .catalog
         .tables
         .iter()
-        .filter(|table| !table.is_partition && design.tenanted(&table.name).is_none());
+        .filter(|table| !table.is_part() && design.tenanted(&table.name).is_none());
     for table in outside {
         let keys = table
             .foreign_keys()

@@ -8,9 +8,14 @@ use super::{How, Moves};
 use crate::architect::catalog::{Constraint, Table};
 use crate::architect::names::{Name, composed, dollar_quoted, ident, literal};
 
-/// A table's partitions.
+/// A table's partitions, and theirs.
 pub(super) fn of<'a>(design: &Design<'a>, table: &Name) -> Vec<&'a Table> {
-    design.catalog.tables.iter().filter(|other| other.is_partition && other.parents.contains(table)).collect()
+    design.catalog.parts(table).into_iter().filter(|part| part.is_partition).collect()
+}
+
+/// Those of them that have rows.
+fn leaves<'a>(design: &Design<'a>, table: &Name) -> Vec<&'a Table> {
+    of(design, table).into_iter().filter(|part| !part.is_partitioned).collect()
 }
 
 /// An index of the whole, unique or not, with what stands behind its name and table.
@@ -21,27 +26,37 @@ pub(super) fn index(
     (is_unique, tail): (bool, &str),
     moves: &mut Moves,
 ) {
-    let table = &one.table.name;
+    let (table, parts) = (&one.table.name, of(design, &one.table.name));
     let create = keys::create(is_unique);
+    let of_part = |part: &Name| match part == table {
+        true => name.clone(),
+        false => Name::new(&part.schema, &composed(&[&part.name, &name.name])),
+    };
+    // It has no rows of its own: there is nothing that it could be built from CONCURRENTLY.
+    let empty = |of: &Name| {
+        let body = format!(
+            " BEGIN\n    {create} IF NOT EXISTS {} ON ONLY {of}{tail};\nEND ",
+            ident(&of_part(of).name)
+        );
+        format!("DO {}", dollar_quoted(&body))
+    };
+    let wholes = parts.iter().filter(|part| part.is_partitioned).map(|part| empty(&part.name));
+    let drops = parts.iter().filter(|part| part.is_partitioned).rev();
+    let drops = drops.map(|part| format!("DROP INDEX IF EXISTS {}", of_part(&part.name)));
     moves
         .add(
             format!("index {name} of all partitions, empty"),
             format!("SHARE on {table}, milliseconds"),
             How::Transaction,
-            // It has no rows of its own: there is nothing that it could be built from CONCURRENTLY.
-            vec![format!(
-                "DO {}",
-                dollar_quoted(&format!(
-                    " BEGIN\n    {create} IF NOT EXISTS {} ON ONLY {table}{tail};\nEND ",
-                    ident(&name.name)
-                ))
-            )],
+            std::iter::once(empty(table)).chain(wholes).collect(),
         )
-        .undone(format!("no index {name}"), How::Transaction, vec![format!("DROP INDEX IF EXISTS {name}")]);
-    let mut attach = Vec::new();
-    for leaf in of(design, table) {
-        let own = Name::new(&leaf.name.schema, &composed(&[&leaf.name.name, &name.name]));
-        attach.push(format!("ALTER INDEX {name} ATTACH PARTITION {own}"));
+        .undone(
+            format!("no index {name}"),
+            How::Transaction,
+            std::iter::once(format!("DROP INDEX IF EXISTS {name}")).chain(drops).collect(),
+        );
+    for leaf in leaves(design, table) {
+        let own = of_part(&leaf.name);
         moves
             .add(
                 format!("index {own}"),
@@ -56,12 +71,17 @@ pub(super) fn index(
                 vec![format!("DROP INDEX CONCURRENTLY IF EXISTS {own}")],
             );
     }
+    // The innermost first: an index is whole when each partition's is part of it.
+    let attach = parts.iter().rev().filter_map(|part| {
+        let whole = of_part(part.parents.first()?);
+        Some(format!("ALTER INDEX {whole} ATTACH PARTITION {}", of_part(&part.name)))
+    });
     moves
         .add(
             format!("index {name} is that of all partitions"),
             format!("{SHORT} ({table})"),
             How::Transaction,
-            attach,
+            attach.collect(),
         )
         .checked(is_valid(name))
         .undone(
@@ -74,7 +94,7 @@ pub(super) fn index(
 /// A foreign key of each partition, which is not validated yet.
 pub(super) fn reference(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) {
     let (table, name) = (&reference.one.table.name, ident(&reference.name));
-    let leaves = of(design, table);
+    let leaves = leaves(design, table);
     let each =
         |what: &dyn Fn(&Name) -> String| leaves.iter().map(|leaf| what(&leaf.name)).collect::<Vec<_>>();
     moves
@@ -96,7 +116,7 @@ pub(super) fn reference(design: &Design<'_>, reference: &Reference<'_>, moves: &
 
 fn not_valid(design: &Design<'_>, reference: &Reference<'_>) -> Vec<String> {
     let (name, definition) = (ident(&reference.name), reference.definition());
-    let leaves = of(design, &reference.one.table.name).into_iter();
+    let leaves = leaves(design, &reference.one.table.name).into_iter();
     leaves
         .map(|leaf| format!("ALTER TABLE {} ADD CONSTRAINT {name} {definition} NOT VALID", leaf.name))
         .collect()
@@ -105,19 +125,28 @@ fn not_valid(design: &Design<'_>, reference: &Reference<'_>) -> Vec<String> {
 /// It holds for all rows, and is the whole's.
 pub(super) fn validate(design: &Design<'_>, reference: &Reference<'_>, check: String, moves: &mut Moves) {
     let (table, name) = (&reference.one.table.name, ident(&reference.name));
-    let leaves = of(design, table);
-    moves.add(
-        format!("foreign key {} of partitions of {table} holds for all rows", reference.name),
-        format!("SHARE UPDATE EXCLUSIVE on one partition after the other: reads and writes go on ({table})"),
-        How::Alone,
-        leaves.iter().map(|leaf| format!("ALTER TABLE {} VALIDATE CONSTRAINT {name}", leaf.name)).collect(),
-    );
+    let leaves = leaves(design, table);
+    for leaf in leaves {
+        moves.add(
+            format!("foreign key {} of {} holds for all rows", reference.name, leaf.name),
+            "SHARE UPDATE EXCLUSIVE: reads and writes go on",
+            How::Transaction,
+            vec![format!("ALTER TABLE {} VALIDATE CONSTRAINT {name}", leaf.name)],
+        );
+    }
     moves
         .add(
             format!("foreign key {} of {table}", reference.name),
             format!("SHARE ROW EXCLUSIVE on {table} and {}, milliseconds", reference.target),
             How::Transaction,
-            vec![format!("ALTER TABLE {table} ADD CONSTRAINT {name} {}", reference.definition())],
+            // Each partition's is valid: no row is looked at.
+            vec![format!(
+                "DO {}",
+                dollar_quoted(&format!(
+                    " BEGIN\n    ALTER TABLE {table} ADD CONSTRAINT {name} {};\nEND ",
+                    reference.definition()
+                ))
+            )],
         )
         .checked(check)
         .undone(
@@ -133,7 +162,7 @@ pub(super) fn validate(design: &Design<'_>, reference: &Reference<'_>, check: St
 /// The old foreign key again, in the same way.
 pub(super) fn old_reference(design: &Design<'_>, table: &Name, old: &Constraint) -> [Vec<String>; 3] {
     let name = ident(&old.name);
-    let leaves = of(design, table);
+    let leaves = leaves(design, table);
     let each =
         |what: &dyn Fn(&Name) -> String| leaves.iter().map(|leaf| what(&leaf.name)).collect::<Vec<_>>();
     [

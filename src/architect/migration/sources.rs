@@ -49,12 +49,13 @@ fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> 
                 Some(parent) => parent.organization.name,
                 None => return None,
             };
+            let rows = parent.map_or_else(|| target.to_string(), |parent| parent.own_rows(design.catalog));
             let on = columns.iter().zip(&key.target_columns);
             let on: Vec<_> = on
                 .map(|(own, its)| format!("pgtenant_parent.{} = {this}.{}", ident(its), ident(own)))
                 .collect();
             Some(format!(
-                "(SELECT pgtenant_parent.{} FROM {target} AS pgtenant_parent WHERE {})",
+                "(SELECT pgtenant_parent.{} FROM {rows} AS pgtenant_parent WHERE {})",
                 ident(theirs),
                 on.join(" AND ")
             ))

@@ -93,7 +93,7 @@ COMMENT ON TABLE pgtenant.seal_keys IS 'Keys that check seals. Readable by the c
 
 CREATE TABLE IF NOT EXISTS pgtenant.interface (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    version  integer NOT NULL,
+    version  bigint NOT NULL,
     id_type  text NOT NULL
 );
 REVOKE ALL ON pgtenant.interface FROM PUBLIC;

@@ -72,6 +72,11 @@ impl Shared {
         self.create("template0").await
     }
 
+    /// A database that is what another one is, which nobody is connected to.
+    pub async fn copy_of(&self, database: &Database) -> Database {
+        self.create(&database.name).await
+    }
+
     async fn create(&self, template: &str) -> Database {
         let admin = self.admin("postgres").await;
         let finished = std::mem::take(&mut *self.finished.lock().unwrap());

@@ -16,13 +16,7 @@ async fn killed_at_any_step_it_goes_on() {
     let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
     let (whole, killed) = (shop(&shared).await, shop(&shared).await);
     // A sequence skips numbers when PostgreSQL crashes, and when the default organization was made is another time.
-    let dumped = async |database: &Database| {
-        let text = dumped(database).await;
-        text.lines()
-            .filter(|line| !line.starts_with("SELECT pg_catalog.setval") && !line.contains("\tDefault\t"))
-            .collect::<Vec<_>>()
-            .join("\n")
-    };
+    let dumped = async |database: &Database| without_times(&dumped(database).await);
     let before = dumped(&killed).await;
     let desk = Desk::at(&whole);
     desk.done("plan", &[]);
@@ -42,6 +36,59 @@ async fn killed_at_any_step_it_goes_on() {
     assert_same(&before, &dumped(&killed).await, 15);
 }
 
+/// Killed when a step has just begun, the one after the other; it goes on, and from what is left there it also goes back. Every
+/// step is killed where `MIGRATE_EVERY` is 1 (`make migrate-bench`); by default some are, others each time.
+#[tokio::test]
+async fn killed_at_every_step_it_goes_on_or_back() {
+    let every: u64 = std::env::var("MIGRATE_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let (whole, killed) = (shop(&shared).await, shop(&shared).await);
+    let before = dumped(&killed).await;
+    let desk = Desk::at(&whole);
+    desk.done("plan", &[]);
+    desk.edit(&format!("{}_tenant", whole.name), "app");
+    desk.done("plan", &[]);
+    desk.done("apply", &["--no-backup"]);
+    let expected = without_times(&dumped(&whole).await);
+    let desk = Desk { url: killed.url.clone(), ..desk };
+    let mut dice = Dice(seed());
+    let (mut kills, mut last) = (0, String::new());
+    let mut wanted = 1 + dice.roll(every);
+    while let Some(step) = desk.killed_after(&killed, "apply", wanted, &last, &mut dice) {
+        eventually("nobody at work", async || nobody_works(&shared, &killed).await).await;
+        let copy = shared.copy_of(&killed).await;
+        let back = Desk { url: copy.url.clone(), folder: tempfile::tempdir().unwrap() };
+        for entry in std::fs::read_dir(desk.folder.path()).unwrap().map(Result::unwrap) {
+            std::fs::copy(entry.path(), back.folder.path().join(entry.file_name())).unwrap();
+        }
+        back.done("rollback", &[]);
+        assert_same(&before, &dumped(&copy).await, 15);
+        drop(copy);
+        (kills, last, wanted) = (kills + 1, step, 1 + dice.roll(2 * every - 1));
+        println!("killed in {last}");
+    }
+    println!("{kills} kills");
+    assert!(kills >= 8, "{kills}");
+    assert_same(&expected, &without_times(&dumped(&killed).await), 15);
+    desk.done("verify", &[]);
+}
+
+fn without_times(text: &str) -> String {
+    let kept = text
+        .lines()
+        .filter(|line| !line.starts_with("SELECT pg_catalog.setval") && !line.contains("\tDefault\t"));
+    kept.collect::<Vec<_>>().join("\n")
+}
+
+async fn nobody_works(shared: &Shared, database: &Database) -> Option<()> {
+    let (admin, connection) =
+        tokio_postgres::connect(&shared.server.url("postgres"), tokio_postgres::NoTls).await.ok()?;
+    tokio::spawn(connection);
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1";
+    let left: i64 = admin.query_one(sql, &[&database.name]).await.ok()?.get(0);
+    (left == 0).then_some(())
+}
+
 fn seed() -> u64 {
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let seed = std::env::var("MIGRATE_SEED")
@@ -53,6 +100,36 @@ fn seed() -> u64 {
 }
 
 impl Desk {
+    /// Runs an action until it has begun so many steps behind `last`, and kills it within a few milliseconds. In which one; none if it
+    /// came to its end.
+    fn killed_after(
+        &self,
+        database: &Database,
+        action: &str,
+        steps: u64,
+        last: &str,
+        dice: &mut Dice,
+    ) -> Option<String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+        command
+            .args(["migrate", action, "--no-backup", "--database", &database.url, "--tenancy"])
+            .arg(self.tenancy());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let begun = lines.by_ref().map_while(Result::ok).filter(|line| line.starts_with("00"));
+        let mut begun = begun.filter(|line| line.as_str() > last);
+        let step = begun.nth(usize::try_from(steps).unwrap() - 1);
+        if step.is_some() {
+            std::thread::sleep(Duration::from_micros(dice.roll(3_000)));
+            // It may have ended.
+            let _ = child.kill();
+        }
+        let rest: Vec<_> = lines.map_while(Result::ok).collect();
+        let status = child.wait().unwrap();
+        assert!(status.success() || status.code().is_none(), "{status} {step:?}: {rest:?}");
+        step
+    }
+
     /// Runs an action until it is done: each time it is killed soon after it told of a step, or its server process is. How often.
     async fn killed(
         &self,

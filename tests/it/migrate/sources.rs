@@ -1,8 +1,10 @@
 //! How rows find whose they are: by files, by paths to projects, or not at all.
 
+use pgtenant::cli::demo::throwaway::Options;
+
 use super::desk::{Desk, assert_same, dumped};
 use crate::harness::client;
-use crate::harness::postgres::{self, Database};
+use crate::harness::postgres::{self, Database, Shared};
 
 async fn agency() -> (Database, Desk) {
     let database = postgres::shared().empty_database().await;
@@ -161,4 +163,140 @@ async fn projects_that_are_there_are_found_and_rows_move_with_what_they_hang_on(
         desk.done("rollback", &[]);
         assert_same(&before, &dumped(&database).await, shared.server.version_major());
     }
+}
+
+/// Tables that inherit, with keys that they do not have in common, and partitions of partitions.
+const FAMILY: &str = "
+CREATE TABLE accounts (id bigint PRIMARY KEY, name text NOT NULL);
+CREATE TABLE users (id bigint PRIMARY KEY, account_id bigint NOT NULL REFERENCES accounts);
+CREATE TABLE documents (id bigint PRIMARY KEY, user_id bigint NOT NULL REFERENCES users, title text NOT NULL DEFAULT 'untitled');
+CREATE TABLE letters (recipient text NOT NULL, PRIMARY KEY (id), FOREIGN KEY (user_id) REFERENCES users) INHERITS (documents);
+CREATE TABLE love_letters (flowers boolean, UNIQUE (recipient)) INHERITS (letters);
+CREATE INDEX ON letters (recipient);
+CREATE TABLE pages (document_id bigint NOT NULL REFERENCES documents, number integer NOT NULL, PRIMARY KEY (document_id, number));
+CREATE TABLE readings (id bigint NOT NULL, user_id bigint NOT NULL REFERENCES users, day date NOT NULL, region text NOT NULL,
+    PRIMARY KEY (id, day, region)) PARTITION BY RANGE (day);
+CREATE INDEX ON readings (user_id, day);
+CREATE TABLE readings_2025 PARTITION OF readings FOR VALUES FROM ('2025-01-01') TO ('2026-01-01') PARTITION BY LIST (region);
+CREATE TABLE readings_2025_eu PARTITION OF readings_2025 FOR VALUES IN ('eu');
+CREATE TABLE readings_2025_us PARTITION OF readings_2025 FOR VALUES IN ('us');
+CREATE TABLE readings_2026 PARTITION OF readings FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+INSERT INTO accounts SELECT n, 'account ' || n FROM generate_series(1, 4) AS n;
+INSERT INTO users SELECT n, 1 + n % 4 FROM generate_series(1, 40) AS n;
+INSERT INTO documents SELECT n, 1 + n % 40 FROM generate_series(1, 700) AS n;
+INSERT INTO letters SELECT n, 1 + (n + 1) % 40, 'letter', 'somebody' FROM generate_series(1, 300) AS n;
+INSERT INTO love_letters SELECT n, 1 + (n + 2) % 40, 'love letter', 'number ' || n, true FROM generate_series(1, 200) AS n;
+INSERT INTO pages SELECT 1 + n % 700, 1 + n / 700 FROM generate_series(0, 1399) AS n;
+INSERT INTO readings SELECT n, 1 + n % 40, date '2025-01-01' + n, (ARRAY['eu', 'us'])[1 + n % 2] FROM generate_series(0, 699) AS n;
+";
+
+#[tokio::test]
+async fn tables_that_inherit_and_partitions_of_partitions() {
+    for shared in postgres::every_version() {
+        let database = shared.empty_database().await;
+        let admin = database.admin().await;
+        admin.batch_execute(FAMILY).await.unwrap();
+        let before = dumped(&database).await;
+        let desk = Desk::at(&database);
+        desk.done("plan", &[]);
+        let text = std::fs::read_to_string(desk.tenancy()).unwrap();
+        for part in ["letters", "readings_2025"] {
+            assert!(!text.contains(part), "{part} is part of another table: {text}");
+        }
+        desk.done("apply", &["--no-backup"]);
+        desk.done("verify", &[]);
+        for table in [
+            "ONLY documents",
+            "ONLY letters",
+            "love_letters",
+            "readings",
+            "readings_2025",
+            "readings_2025_us",
+        ] {
+            let wrong = format!(
+                "SELECT count(*) FROM {table} t JOIN users u ON u.id = t.user_id WHERE t.organization_id IS DISTINCT FROM u.account_id"
+            );
+            assert_eq!(number(&database, &wrong).await, "0", "{table}");
+        }
+        // With no context nobody sees a row: not through the whole, and not by itself.
+        let role = format!("{}_tenant", database.name);
+        admin
+            .batch_execute(&format!("GRANT SELECT ON readings_2025_us, readings_2025 TO {role}"))
+            .await
+            .unwrap();
+        for table in [
+            "documents",
+            "ONLY documents",
+            "letters",
+            "love_letters",
+            "readings",
+            "readings_2025",
+            "readings_2025_us",
+        ] {
+            admin.batch_execute(&format!("SET ROLE {role}")).await.unwrap();
+            let refused = client::value(&admin, &format!("SELECT count(*) FROM {table}")).await;
+            admin.batch_execute("RESET ROLE").await.unwrap();
+            let code = refused.as_ref().err().and_then(|error| error.code()).map(|code| code.code());
+            assert_eq!(code, Some("42501"), "{table}: {refused:?}");
+        }
+        let foreign =
+            "INSERT INTO letters (id, user_id, recipient, organization_id) VALUES (999, 1, 'x', 4)";
+        let refused = admin.batch_execute(foreign).await.unwrap_err();
+        assert_eq!(refused.code().map(|code| code.code()), Some("23503"), "{refused}");
+        let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
+        assert_eq!(number(&database, invalid).await, "0");
+        admin
+            .batch_execute(&format!("REVOKE ALL ON readings_2025_us, readings_2025 FROM {role}"))
+            .await
+            .unwrap();
+        desk.done("rollback", &[]);
+        assert_same(&before, &dumped(&database).await, shared.server.version_major());
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_most_gets_an_index_that_leads_with_the_organization() {
+    let settings = vec![("shared_preload_libraries".to_owned(), "pg_stat_statements".to_owned())];
+    let shared = Shared::start(&Options { settings, ..Options::default() });
+    let database = shared.empty_database().await;
+    let admin = database.admin().await;
+    admin.batch_execute(include_str!("agency.sql")).await.unwrap();
+    admin.batch_execute("CREATE EXTENSION pg_stat_statements; ANALYZE").await.unwrap();
+    for n in 0..30_i64 {
+        admin
+            .query("SELECT body FROM posts WHERE region = $1 ORDER BY at DESC LIMIT 3", &[&"eu"])
+            .await
+            .unwrap();
+        // Served already; a table of no size; and once is never.
+        admin.query("SELECT body FROM posts WHERE user_id = $1", &[&n]).await.unwrap();
+        admin.query("SELECT id FROM users WHERE email > $1", &[&"x"]).await.unwrap();
+    }
+    admin.query("SELECT body FROM posts WHERE touched = 7", &[]).await.unwrap();
+    let desk = Desk::at(&database);
+    desk.run("plan", &[]);
+    desk.edit(
+        "[tables.\"public.events\"]\nscope = \"unknown\"",
+        "[tables.\"public.events\"]\nscope = \"shared\"",
+    );
+    desk.done("plan", &[]);
+    let read = |name: &str| std::fs::read_to_string(desk.folder.path().join(name)).unwrap();
+    let sql = read("003_multi_tenant_transformation.sql");
+    let indexes: Vec<_> = sql
+        .lines()
+        .filter(|line| line.contains("CREATE INDEX CONCURRENTLY") && line.contains(" ON public.posts "))
+        .collect();
+    assert_eq!(
+        indexes,
+        [
+            "CREATE INDEX CONCURRENTLY IF NOT EXISTS posts_user_id_idx_tenant ON public.posts USING btree (organization_id, user_id);",
+            "CREATE INDEX CONCURRENTLY IF NOT EXISTS posts_organization_id_region_at_idx ON public.posts USING btree (organization_id, region, at);",
+        ]
+    );
+    assert!(!sql.contains("users_account_id_email_idx"), "a small table: {sql}");
+    let report = read("report.md");
+    assert!(
+        report.contains("posts_organization_id_region_at_idx is new: pg_stat_statements has 30 calls"),
+        "{report}"
+    );
+    assert!(report.contains("Index public.posts_user_id_idx (public.posts) is redundant"), "{report}");
 }
