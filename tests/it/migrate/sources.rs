@@ -239,8 +239,7 @@ async fn tables_that_inherit_and_partitions_of_partitions() {
             let code = refused.as_ref().err().and_then(|error| error.code()).map(|code| code.code());
             assert_eq!(code, Some("42501"), "{table}: {refused:?}");
         }
-        let foreign =
-            "INSERT INTO letters (id, user_id, recipient, organization_id) VALUES (999, 1, 'x', 4)";
+        let foreign = "INSERT INTO letters (id, user_id, recipient, organization_id) VALUES (999, 1, 'x', 4)";
         let refused = admin.batch_execute(foreign).await.unwrap_err();
         assert_eq!(refused.code().map(|code| code.code()), Some("23503"), "{refused}");
         let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
