@@ -13,7 +13,7 @@ pub struct Line {
     /// `003.0010`
     pub id: String,
     /// In which order they were begun.
-    pub number: i32,
+    pub number: i64,
     /// What it does.
     pub title: String,
     /// Of its text.
@@ -84,7 +84,7 @@ pub async fn read(client: &Client) -> Result<BTreeMap<String, Line>, tokio_postg
             "undoing" => State::Undoing,
             _ => State::Running,
         };
-        let undone: i32 = row.get(6);
+        let undone: i64 = row.get(6);
         Line {
             id: row.get(0),
             number: row.get(1),
@@ -132,7 +132,7 @@ pub async fn undone(client: &Client, id: &str, count: usize, of: usize) -> Resul
         return client.execute("DELETE FROM pgtenant.migration_steps WHERE id = $1", &[&id]).await.map(drop);
     }
     let sql = "UPDATE pgtenant.migration_steps SET state = 'undoing', undone = $2 WHERE id = $1";
-    client.execute(sql, &[&id, &i32::try_from(count).unwrap_or(i32::MAX)]).await.map(drop)
+    client.execute(sql, &[&id, &i64::try_from(count).unwrap_or(i64::MAX)]).await.map(drop)
 }
 
 /// Of a step's statements.

@@ -27,7 +27,7 @@ impl Mapping {
     pub fn read(file: &Path) -> Result<Self, String> {
         let at = |what: &dyn std::fmt::Display| format!("{}: {what}", file.display());
         let mut reader =
-            csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(file).map_err(|error| at(&error))?;
+            csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_path(file).map_err(|error| at(&error))?;
         let mut columns: Vec<String> =
             reader.headers().map_err(|error| at(&error))?.iter().map(str::to_owned).collect();
         if columns.len() < 2 || columns.pop().as_deref() != Some(ID) {
@@ -36,8 +36,16 @@ impl Mapping {
         let (mut lines, mut seen) = (Vec::new(), BTreeSet::new());
         for record in reader.records() {
             let record = record.map_err(|error| at(&error))?;
-            let line: Vec<String> = record.iter().map(str::to_owned).collect();
+            let mut line: Vec<String> = record.iter().map(str::to_owned).collect();
             let number = record.position().map_or(0, csv::Position::line);
+            if let Some(id) = line.last_mut() {
+                *id = id.trim().to_owned();
+            }
+            if line.iter().any(|value| value.contains(char::is_control)) {
+                return Err(at(&format!(
+                    "line {number} has a control character in it; look it up with an expression instead"
+                )));
+            }
             if line.last().is_none_or(String::is_empty) {
                 return Err(at(&format!("line {number} has no id")));
             }
@@ -72,9 +80,9 @@ mod tests {
 
     #[test]
     fn values_and_whose_they_are() {
-        let read = read("region,\"pla\"\"n\",id\n\"a, b\", gold ,7\neast,gold,8\n").unwrap();
+        let read = read("region,\"pla\"\"n\",id\n\"a, b\", gold , 7\neast,gold,8\n").unwrap();
         assert_eq!(read.columns, ["region", "pla\"n"]);
-        assert_eq!(read.lines, [["a, b", "gold", "7"], ["east", "gold", "8"]]);
+        assert_eq!(read.lines, [["a, b", " gold ", "7"], ["east", "gold", "8"]]);
     }
 
     #[test]
@@ -85,6 +93,7 @@ mod tests {
             ("region,organization\nwest,1\n", "first line names columns"),
             ("region,id\nwest,1\nwest,2\n", "line 3 says of west"),
             ("region,id\nwest,\n", "line 2 has no id"),
+            ("region,id\n\"we\r\nst\",1\n", "line 2 has a control character"),
             ("region,id\nwest,1,2\n", "record 1"),
         ] {
             let sentence = read(text).unwrap_err();

@@ -8,10 +8,10 @@ use super::apply::{self, ApplyError, Progress};
 use super::catalog::{Catalog, Table};
 use super::connect::{causes, connect};
 use super::guess::Guess;
-use super::migration::{self, Design, Part, Step, text};
+use super::migration::{self, Design, Move, Part, Step, text};
 use super::names::{Name, ident, literal};
 use super::treatment::{Entry, Otherwise, Scope, Source, Treatment};
-use super::{backup, ledger, pace, precheck, report, verify};
+use super::{backup, ledger, losses, pace, precheck, report, verify};
 
 /// Which database, and where the files of its migration lie.
 #[derive(Debug, Clone)]
@@ -77,13 +77,18 @@ pub async fn plan(place: &Place, with_citus: bool, tell: &dyn Tell) -> Result<()
         write(&place.tenancy, &guess.to_toml(&catalog).map_err(Stop::Failed)?)?;
         tell.result(&format!("wrote {}: check what is marked as a guess", place.tenancy.display()));
     }
-    let treatment = Treatment::read(&place.tenancy).map_err(Stop::Wrong)?;
+    let treatment = Treatment::read_with_files(&place.tenancy).map_err(Stop::Wrong)?;
     let design = Design::new(&catalog, &treatment)
         .map_err(|mistakes| Stop::Wrong(format!("{}:\n{mistakes}", place.tenancy.display())))?;
     let parts = migration::moves(&design);
     let folder = folder_of(&place.tenancy);
-    for (part, moves) in &parts {
-        let forward = text::forward(*part, moves);
+    let files = files_of(&parts);
+    // Of a plan before.
+    for name in [CUT_OVER_FILE.to_owned(), format!("{CUT_OVER_FILE}.rollback")] {
+        let _ = std::fs::remove_file(folder.join(format!("{name}.sql")));
+    }
+    for (name, moves) in files {
+        let forward = text::forward(name, moves);
         let told = |step: &Step| (step.id.clone(), step.how, step.check.clone());
         let is_read = text::read(&forward)
             .is_ok_and(|steps| steps.iter().map(told).eq(moves.iter().map(|one| told(&one.step))));
@@ -91,8 +96,8 @@ pub async fn plan(place: &Place, with_citus: bool, tell: &dyn Tell) -> Result<()
             let why = "an expression in it has a comment or a quote without an end; put it into a function";
             return Err(Stop::Wrong(format!("{}: {why}", place.tenancy.display())));
         }
-        write(&folder.join(format!("{}.sql", part.file())), &forward)?;
-        write(&folder.join(format!("{}.rollback.sql", part.file())), &text::back(*part, moves))?;
+        write(&folder.join(format!("{name}.sql")), &forward)?;
+        write(&folder.join(format!("{name}.rollback.sql")), &text::back(name, moves))?;
     }
     write(&folder.join("report.md"), &report::markdown(&design, &parts))?;
     if with_citus {
@@ -116,19 +121,37 @@ fn write(file: &Path, text: &str) -> Result<(), Stop> {
         .map_err(|error| Stop::Failed(format!("cannot write {}: {error}", file.display())))
 }
 
+/// The cut-over has a file of its own: it comes after 005, and when people say so.
+const CUT_OVER_FILE: &str = "004_multi_tenant_rls_policies.cut_over";
+
+/// Each file's name, without what comes behind its last dot, and what is in it.
+fn files_of(parts: &[(Part, Vec<Move>)]) -> Vec<(&'static str, &[Move])> {
+    let mut files: Vec<(&str, &[Move])> = Vec::new();
+    for (part, moves) in parts {
+        let is_last = |one: &Move| one.step.title.starts_with(migration::CUT_OVER);
+        match moves.iter().position(is_last) {
+            Some(at) => files.extend([(part.file(), &moves[..at]), (CUT_OVER_FILE, &moves[at..])]),
+            None => files.push((part.file(), moves)),
+        }
+    }
+    files
+}
+
 /// The steps of all files, in the order in which they are applied, and those of the cut-over.
 fn steps(place: &Place) -> Result<(Vec<Step>, Vec<Step>), Stop> {
-    let mut parts = Part::ALL.map(|part| read(place, &format!("{}.sql", part.file()))).into_iter();
-    let mut next = || parts.next().unwrap_or_else(|| Ok(Vec::new()));
-    let (mut steps, mut policies, data) = (next()?, next()?, next()?);
-    let last = policies
-        .iter()
-        .position(|step| step.title.starts_with(migration::CUT_OVER))
-        .unwrap_or(policies.len());
-    let cut_over = policies.split_off(last);
-    steps.extend(policies);
-    steps.extend(data);
-    Ok((steps, cut_over))
+    let mut steps = Vec::new();
+    for part in Part::ALL {
+        steps.extend(read(place, &format!("{}.sql", part.file()))?);
+    }
+    Ok((steps, read_if_there(place, &format!("{CUT_OVER_FILE}.sql"))?))
+}
+
+/// Where there are no legacy roles, nothing is cut over.
+fn read_if_there(place: &Place, name: &str) -> Result<Vec<Step>, Stop> {
+    if !folder_of(&place.tenancy).join(name).exists() {
+        return Ok(Vec::new());
+    }
+    read(place, name)
 }
 
 fn read(place: &Place, name: &str) -> Result<Vec<Step>, Stop> {
@@ -166,6 +189,7 @@ pub async fn apply(place: &Place, wanted: Wanted, tell: &dyn Tell) -> Result<usi
     let catalog = Catalog::read(&client).await.map_err(|error| Stop::Failed(error.to_string()))?;
     let is_fresh = ledger::read(&client).await?.is_empty();
     if is_fresh {
+        let treatment = Treatment::read_with_files(&place.tenancy).map_err(Stop::Wrong)?;
         let design = Design::new(&catalog, &treatment)
             .map_err(|mistakes| Stop::Wrong(format!("{}:\n{mistakes}", place.tenancy.display())))?;
         precheck::rows(&client, &design, tell).await?;
@@ -341,7 +365,7 @@ pub async fn verify(place: &Place, tell: &dyn Tell) -> Result<(), Stop> {
 /// # Errors
 /// Rows would be lost or mixed up; or the step that failed: what was undone before it stays so.
 pub async fn rollback(place: &Place, to: Option<&str>, tell: &dyn Tell) -> Result<(), Stop> {
-    let mut undo = Vec::new();
+    let mut undo = read_if_there(place, &format!("{CUT_OVER_FILE}.rollback.sql"))?;
     for part in Part::ALL.iter().rev() {
         undo.extend(read(place, &format!("{}.rollback.sql", part.file()))?);
     }
@@ -354,7 +378,7 @@ pub async fn rollback(place: &Place, to: Option<&str>, tell: &dyn Tell) -> Resul
     }
     let keep = to.map_or_else(String::new, |to| format!("{to}.9999"));
     if to.is_none() {
-        loses_nothing(&client, &treatment).await?;
+        losses::none(&client, &treatment, &undo).await?;
     }
     let undone = apply::back(&client, &undo, &keep, tell).await.map_err(|error| {
         Stop::Failed(format!(
@@ -371,47 +395,5 @@ pub async fn rollback(place: &Place, to: Option<&str>, tell: &dyn Tell) -> Resul
             .await?;
     }
     tell.result(&format!("{undone} steps are undone"));
-    Ok(())
-}
-
-/// Nobody but the default organization and project has rows.
-async fn loses_nothing(client: &Client, treatment: &Treatment) -> Result<(), Stop> {
-    let default = &treatment.default;
-    let has_log: bool =
-        client.query_one("SELECT to_regclass('pgtenant.audit_log') IS NOT NULL", &[]).await?.get(0);
-    let kept: i64 = match has_log {
-        true => client.query_one("SELECT count(*) FROM pgtenant.audit_log", &[]).await?.get(0),
-        false => 0,
-    };
-    if kept > 0 {
-        return Err(Stop::Failed(format!(
-            "pgtenant.audit_log has {kept} rows, which would be lost: save them, then empty it (ALTER TABLE pgtenant.audit_log DISABLE TRIGGER append_only first); nothing was changed"
-        )));
-    }
-    for (text, entry) in &treatment.tables {
-        let Some(name) = Name::parse(text) else { continue };
-        for (source, column, own) in [
-            (&entry.organization, &treatment.organizations.column, &default.organization),
-            (&entry.project, &treatment.projects.column, &default.project),
-        ] {
-            if *source != Some(Source::Default) {
-                continue;
-            }
-            let there = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2 AND NOT attisdropped)";
-            if !client.query_one(there, &[&text, column]).await?.get::<_, bool>(0) {
-                continue;
-            }
-            let (column, own) = (ident(column), literal(own));
-            let sql = format!("SELECT count(*), (min({column}::text)) FROM {name} WHERE {column} <> {own}");
-            let row = client.query_one(&sql, &[]).await?;
-            let count: i64 = row.get(0);
-            if count > 0 {
-                let one: String = row.get(1);
-                return Err(Stop::Failed(format!(
-                    "{count} rows of {name} belong to others than the default one ({column} {one}): rolling back would mix them up; nothing was changed"
-                )));
-            }
-        }
-    }
     Ok(())
 }

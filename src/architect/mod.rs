@@ -7,6 +7,7 @@ pub mod connect;
 pub mod guess;
 pub mod install;
 pub mod ledger;
+pub mod losses;
 pub mod mapping;
 pub mod migrate;
 pub mod migration;

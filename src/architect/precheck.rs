@@ -104,7 +104,7 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
                 let some: String = row.get(1);
                 wrong.push(format!(
                     "{count} rows of {table} would find no {}, the first of them {some}: correct them, or say otherwise = \"quarantine\" \
-                     (or \"default\") in tenancy.toml",
+                     (or \"default\") in tenancy.toml and plan again",
                     column.name
                 ));
             }

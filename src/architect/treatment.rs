@@ -194,14 +194,12 @@ impl IdColumn {
 }
 
 impl Treatment {
-    /// Reads the file.
+    /// Reads the file, and the CSV files that it names.
     ///
     /// # Errors
     /// One sentence: it cannot be read, or is no such file; with the line.
-    pub fn read(file: &Path) -> Result<Self, String> {
-        let at = |what: &dyn std::fmt::Display| format!("{}: {what}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|error| at(&error))?;
-        let mut read: Self = toml::from_str(&text).map_err(|error| at(&error.to_string().trim_end()))?;
+    pub fn read_with_files(file: &Path) -> Result<Self, String> {
+        let mut read = Self::read(file)?;
         let folder = file.parent().unwrap_or(Path::new("."));
         let sources = read.tables.values().flat_map(|entry| [&entry.organization, &entry.project]);
         for source in sources.flatten() {
@@ -211,6 +209,16 @@ impl Treatment {
             }
         }
         Ok(read)
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// One sentence: it cannot be read, or is no such file; with the line.
+    pub fn read(file: &Path) -> Result<Self, String> {
+        let at = |what: &dyn std::fmt::Display| format!("{}: {what}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|error| at(&error))?;
+        toml::from_str(&text).map_err(|error| at(&error.to_string().trim_end()))
     }
 
     /// Whom rows that find no organization are given, if somebody.

@@ -119,12 +119,17 @@ fn searches(query: &str, calls: i64, tables: &[Table]) -> Vec<Search> {
     }
     let sources = sources(&words, tables);
     let mut found: BTreeMap<&Name, Search> = BTreeMap::new();
-    let mut ordered = false;
+    let (mut ordered, mut is_written) = (false, false);
     for at in 0..words.len() {
         match word(&words, at) {
             Some("order") => ordered = true,
-            Some("limit" | "offset" | "for" | "where" | "select") => ordered = false,
+            Some("limit" | "offset" | "for" | "select") => ordered = false,
+            Some("set") => is_written = true,
+            Some("where" | "from" | "returning") => (ordered, is_written) = (false, false),
             _ => {}
+        }
+        if is_written {
+            continue;
         }
         let Some((table, column, next)) = column_at(&words, at, &sources) else { continue };
         let kind = table.column(&column).map_or("", |column| column.kind.as_str());
@@ -308,6 +313,9 @@ mod tests {
             ("SELECT * FROM elsewhere WHERE id = $1", ""),
             ("SELECT id FROM customers WHERE id <> $1 AND email = 'it''s \"At\" = '", "customers email"),
             ("FROM , FROM", ""),
+            // What is written is not looked for.
+            ("UPDATE customers SET name = $1, email = $2 WHERE id = $3", "customers id"),
+            ("INSERT INTO customers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET email = $2", ""),
         ] {
             let mut found = searches(query, 10, &tables());
             found.sort_by(|a, b| a.table.cmp(&b.table));

@@ -13,7 +13,7 @@ use clap::Subcommand;
 /// Options that every action has.
 #[derive(clap::Args)]
 pub(super) struct At {
-    /// The database, as a superuser or a role with BYPASSRLS (postgres://...).
+    /// The database, as a superuser (postgres://...).
     #[arg(long, value_name = "URL")]
     database: String,
     /// Which table belongs to whom; the migrations lie beside it.

@@ -171,25 +171,18 @@ impl ClientHandle {
         running.is_queued && running.is_wanted
     }
 
-    /// It waits no longer. Whether a request came: if it got a server all the same, that request follows it there.
+    /// It waits no longer. Whether a request came.
     pub fn is_served(&self) -> bool {
         let mut running = self.lock();
         running.is_queued = false;
         running.is_wanted
     }
 
-    /// From now on a cancel request goes to this server, and one that came while it was waited for; while that `is_binding`, as soon
-    /// as it has done so.
-    pub fn runs_on(self: &Arc<Self>, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
-        let is_wanted = {
-            let mut running = self.lock();
-            running.target = Some((pool.clone(), server.clone()));
-            running.is_binding = is_binding;
-            running.is_wanted && !is_binding
-        };
-        if is_wanted {
-            self.is_bound();
-        }
+    /// From now on a cancel request goes to this server; while that `is_binding`, as soon as it has done so.
+    pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
+        let mut running = self.lock();
+        running.target = Some((pool.clone(), server.clone()));
+        running.is_binding = is_binding;
     }
 
     /// What the client sent runs from now on, and a request that came early is sent on.

@@ -401,11 +401,21 @@ impl Relay {
         });
         let leased = self.pool.lease(&self.terms, self.shard, is_plain, &mut gone).await;
         let is_cancelled = handle.is_served();
+        if leased.is_err() || is_cancelled {
+            let _ = handle.runs_nothing().await;
+        }
+        let cancelled = || {
+            let what = "canceling statement due to user request";
+            Err(Unserved::Refused(Report::new(Sqlstate::QUERY_CANCELED, what)))
+        };
         match leased {
-            Err(Unserved::Gone) if is_cancelled => {
-                let _ = handle.runs_nothing().await;
-                let what = "canceling statement due to user request";
-                Err(Unserved::Refused(Report::new(Sqlstate::QUERY_CANCELED, what)))
+            Err(Unserved::Gone) if is_cancelled => cancelled(),
+            // It came free in that moment. Sent on now, the request would be there before the query.
+            Ok(mut server) if is_cancelled => {
+                if let Some(over) = server.ledger().over() {
+                    self.pool.release(server, over);
+                }
+                cancelled()
             }
             other => other,
         }

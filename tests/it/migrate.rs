@@ -251,12 +251,7 @@ async fn a_linter_of_migrations_has_nothing_to_say() {
         }
         let mut command = std::process::Command::new(&squawk);
         command.arg("--pg-version=15.0").current_dir(desk.folder.path());
-        let files = [
-            "003_multi_tenant_transformation",
-            "004_multi_tenant_rls_policies",
-            "005_data_migration_existing_to_multi_tenant",
-        ];
-        command.args(files.map(|file| format!("{file}.sql")));
+        command.args(FILES.map(|file| format!("{file}.sql")));
         let output = command.output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout);
         assert!(
@@ -266,6 +261,79 @@ async fn a_linter_of_migrations_has_nothing_to_say() {
         );
     }
 }
+
+/// The demo's application, which `pgtenant demo` migrates and serves; here also back.
+#[tokio::test]
+async fn the_demos_schema_goes_there_and_back() {
+    let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let database = shared.empty_database().await;
+    let admin = database.admin().await;
+    admin.batch_execute(include_str!("../../src/cli/demo/schema.sql")).await.unwrap();
+    psql(&database, std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/migrate-rows.sql")));
+    let before = dumped(&database).await;
+    let desk = Desk::at(&database);
+    desk.done("plan", &[]);
+    assert!(std::fs::read_to_string(desk.tenancy()).unwrap().contains("legacy = [\"helpdesk_app\"]"));
+    let applied = desk.done("apply", &["--cut-over"]);
+    assert!(applied.out.contains("every row is what it was"), "{applied:?}");
+    desk.done("verify", &[]);
+    desk.done("rollback", &[]);
+    assert_same(&before, &dumped(&database).await, 15);
+}
+
+/// Runs a file.
+fn psql(database: &Database, file: &std::path::Path) {
+    let mut command = std::process::Command::new("psql");
+    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &database.url, "-f"]).arg(file);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+}
+
+/// In a shop with psql alone, or by another tool: the files are what is run, and nothing else.
+#[tokio::test]
+async fn the_files_can_be_run_by_hand() {
+    for schema in [SHOP, include_str!("migrate/agency.sql")] {
+        let [ours, by_hand] =
+            [postgres::shared().empty_database().await, postgres::shared().empty_database().await];
+        for database in [&ours, &by_hand] {
+            database.admin().await.batch_execute(schema).await.unwrap();
+        }
+        let before = dumped(&by_hand).await;
+        let desk = Desk::at(&ours);
+        desk.run("plan", &[]);
+        desk.edit(&format!("{}_tenant", ours.name), "app");
+        if schema != SHOP {
+            desk.edit("[tables.\"public.events\"]\nscope = \"unknown\"", EVENTS);
+        }
+        desk.done("plan", &[]);
+        desk.done("apply", &["--no-backup"]);
+        let run = |names: [&str; 3]| {
+            for name in names {
+                psql(&by_hand, &desk.folder.path().join(format!("{name}.sql")));
+            }
+        };
+        let [first, second, third] = FILES;
+        run([first, second, third]);
+        let when = |text: String| {
+            text.lines().filter(|line| !line.contains("\tDefault\t")).collect::<Vec<_>>().join("\n")
+        };
+        let without_ledger = async |database: &Database| {
+            let ledger = "DROP TABLE IF EXISTS pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_pace";
+            database.admin().await.batch_execute(ledger).await.unwrap();
+            when(dumped(database).await)
+        };
+        assert_same(&without_ledger(&ours).await, &without_ledger(&by_hand).await, 15);
+        let back = FILES.map(|name| format!("{name}.rollback"));
+        run([&back[2], &back[1], &back[0]]);
+        assert_same(&before, &dumped(&by_hand).await, 15);
+    }
+}
+
+const FILES: [&str; 3] = [
+    "003_multi_tenant_transformation",
+    "004_multi_tenant_rls_policies",
+    "005_data_migration_existing_to_multi_tenant",
+];
 
 const EVENTS: &str = r#"[tables."public.events"]
 scope = "organization"

@@ -48,6 +48,19 @@ fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, 
             vec![sql],
         )
         .checked(format!("SELECT NOT EXISTS (SELECT FROM {rows} WHERE {} IS NULL)", ident(column.name)));
+    if matches!(column.source, Source::Through(_)) {
+        // What a row hangs on may have been given away while a batch looked at it. From now on foreign keys take care.
+        let (this, name) = (ident(&one.table.name.name), ident(column.name));
+        moves.add(
+            format!("rows of {table} whose {what} changed meanwhile"),
+            "ROW EXCLUSIVE: rows are read",
+            How::Transaction,
+            vec![
+                "SET LOCAL session_replication_role = replica".to_owned(),
+                format!("UPDATE {rows} AS {this} SET {name} = {value} WHERE {this}.{name} IS DISTINCT FROM {value}"),
+            ],
+        );
+    }
 }
 
 /// One statement that goes through a table by its primary key, or row by row where it has none, and commits each batch.
@@ -165,7 +178,8 @@ fn not_null(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
         return;
     }
     let (table, name) = (&one.table.name, ident(column.name));
-    let check = ident(&composed(&[&one.table.name.name, column.name, "check"]));
+    let constraint = not_null_check(one, column);
+    let check = ident(&constraint);
     // A check that is validated spares SET NOT NULL its look at every row.
     moves
         .add(
@@ -185,19 +199,28 @@ fn not_null(one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {
         How::Transaction,
         vec![format!("ALTER TABLE {table} VALIDATE CONSTRAINT {check}")],
     );
-    let alter = format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, DROP CONSTRAINT {check}");
+    // Two statements: in one, the check would be gone before it could spare the look at every row.
+    let alter = [
+        format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"),
+        format!("ALTER TABLE {table} DROP CONSTRAINT {check}"),
+    ];
     moves
         .add(
             format!("{} of {table} is NOT NULL", column.name),
             "ACCESS EXCLUSIVE, milliseconds: the check says it already",
             How::Transaction,
-            vec![if_constrained(table, &composed(&[&one.table.name.name, column.name, "check"]), &[alter])],
+            vec![if_constrained(table, &constraint, &alter)],
         )
         .checked(format!(
             "SELECT attnotnull FROM pg_attribute WHERE attrelid = {}::regclass AND attname = {}",
             literal(&table.to_string()),
             literal(column.name)
         ));
+}
+
+/// The check that says NOT NULL for a while.
+pub(super) fn not_null_check(one: &Tenanted<'_>, column: &TenantColumn<'_>) -> String {
+    composed(&[&one.table.name.name, column.name, "tenant", "check"])
 }
 
 /// Statements that are executed where a table has a constraint of this name: once, however often the file is run.

@@ -287,18 +287,29 @@ fn mistakes_of(one: &Tenanted<'_>, all: &[Tenanted<'_>], design: &Design<'_>) ->
             ));
         }
     }
+    let is_project_sure = one.project.as_ref().is_none_or(|project| *project.source == Source::Default);
+    if one.entry.otherwise != Otherwise::Stop && !design.makes_projects && !is_project_sure {
+        wrong.push(format!(
+            "[tables.{name:?}]: otherwise needs a project that every organization has, and {} is the application's own; say scope = \
+             \"organization\", or correct the rows",
+            design.projects
+        ));
+    }
+    let has_column = one.tenant_columns().any(|column| !column.is_new());
+    if one.entry.otherwise == Otherwise::Default && has_column {
+        wrong.push(format!(
+            "[tables.{name:?}]: otherwise = \"default\" would fill a column that is there, and nobody could tell afterwards which rows had \
+             nothing in it; say \"quarantine\", or fill it first"
+        ));
+    }
     if one.entry.otherwise == Otherwise::Quarantine {
+        let organization = &design.treatment.default.organization;
+        if design.treatment.quarantine.as_ref().is_some_and(|other| other.organization == *organization) {
+            wrong.push("[quarantine] has the organization of [default]; give it one of its own".to_owned());
+        }
         if design.treatment.quarantine.is_none() {
             wrong.push(format!(
                 "[tables.{name:?}]: otherwise = \"quarantine\", and there is no [quarantine]; add one with organization and project"
-            ));
-        }
-        let is_project_sure = one.project.as_ref().is_none_or(|project| *project.source == Source::Default);
-        if !design.makes_projects && !is_project_sure {
-            wrong.push(format!(
-                "[tables.{name:?}]: otherwise = \"quarantine\" needs a project in every organization, and {} is the application's own; \
-                 say scope = \"organization\", or correct the rows",
-                design.projects
             ));
         }
     }

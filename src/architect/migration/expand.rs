@@ -237,7 +237,11 @@ fn columns(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
         if there.is_none() {
             drops.push(format!("DROP COLUMN IF EXISTS {column}"));
         }
-        let legacy = if is_default { literal(value) } else { "NULL".to_owned() };
+        let legacy = match there.and_then(|there| there.default.as_deref()) {
+            _ if is_default => literal(value),
+            Some(default) => default.to_owned(),
+            None => "NULL".to_owned(),
+        };
         sets.push(format!("ALTER COLUMN {column} SET DEFAULT pgtenant.{function}({legacy})"));
     }
     let alter = |actions: Vec<String>| {
@@ -259,8 +263,27 @@ fn columns(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
         .undone(
             format!("{table} as it was"),
             How::Transaction,
-            alter(resets).into_iter().chain(alter(drops)).collect(),
+            alter(resets).into_iter().chain(alter(drops)).chain(emptied(design, one)).collect(),
         );
+}
+
+/// Rows of a column that was there before have no organization again, where they had none: those in quarantine, in which nobody was before.
+fn emptied(design: &Design<'_>, one: &Tenanted<'_>) -> Vec<String> {
+    let Some(quarantine) = design.treatment.otherwise(one.entry) else { return Vec::new() };
+    let columns = one.tenant_columns().filter(|column| !column.is_new());
+    let nullable = columns.filter(|column| !one.table.are_not_null(&[column.name.to_owned()]));
+    let mut sql: Vec<String> = nullable
+        .map(|column| {
+            let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
+            let id = if is_project { &quarantine.project } else { &quarantine.organization };
+            let (table, name) = (&one.table.name, ident(column.name));
+            format!("UPDATE {table} SET {name} = NULL WHERE {name} = {}", literal(id))
+        })
+        .collect();
+    if !sql.is_empty() {
+        sql.insert(0, "SET LOCAL session_replication_role = replica".to_owned());
+    }
+    sql
 }
 
 /// Rows that legacy roles write find their organization like those that are there.
@@ -281,12 +304,18 @@ fn triggers(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
     if body.is_empty() {
         return;
     }
-    let function = Name::new("pgtenant", &composed(&["fill", &table.schema, &table.name]));
+    let function = sources::fill_function(table);
+    let legacy =
+        design.treatment.roles.legacy.iter().map(|role| literal(role)).collect::<Vec<_>>().join(", ");
     let sql = vec![
         format!(
             "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger\nLANGUAGE plpgsql SET search_path = {}, pg_catalog, pg_temp\nAS {}",
             ident(&table.schema),
-            dollar_quoted(&format!("\nBEGIN\n{body}    RETURN NEW;\nEND\n"))
+            // Who comes through the proxy has a seal, and says what its rows are by that.
+            dollar_quoted(&format!(
+                "\nBEGIN\n    IF session_user NOT IN ({legacy}) OR coalesce(current_setting('pgtenant.seal', true), '') <> '' THEN\n        \
+                 RETURN NEW;\n    END IF;\n{body}    RETURN NEW;\nEND\n"
+            ))
         ),
         format!("ALTER FUNCTION {function}() OWNER TO pgtenant_owner"),
         format!("DROP TRIGGER IF EXISTS pgtenant_fill ON {table}"),

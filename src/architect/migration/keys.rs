@@ -135,13 +135,13 @@ pub fn references<'a>(design: &'a Design<'a>) -> Vec<Reference<'a>> {
             if one.leads(&key.columns) {
                 continue;
             }
-            let with_project = one.project.is_some() && parent.project.is_some();
+            let with_project = stays_in_project(one, parent, key);
             let columns = with_lead(&one.lead(with_project), &key.columns);
             let target_columns = with_lead(&parent.lead(with_project), &key.target_columns);
             found.push(Reference {
                 one,
                 name: composed(&[&key.name, "tenant"]),
-                tail: tail(key, design.catalog.version, moves_along(one, parent)),
+                tail: tail(key, design.catalog.version, with_project && moves_along(one, parent)),
                 columns,
                 target: target.clone(),
                 target_columns,
@@ -311,6 +311,16 @@ fn tail(key: &Constraint, version: u32, moves_along: bool) -> String {
         tail.push_str(if key.is_deferred { " DEFERRABLE INITIALLY DEFERRED" } else { " DEFERRABLE" });
     }
     tail
+}
+
+/// Whether what a row refers to is of its own project: because that is how it found its project, or because there was only one.
+fn stays_in_project(one: &Tenanted<'_>, parent: &Tenanted<'_>, key: &Constraint) -> bool {
+    let Some((own, theirs)) = one.project.as_ref().zip(parent.project.as_ref()) else { return false };
+    match own.source {
+        Source::Through(columns) => *columns == key.columns,
+        Source::Default => *theirs.source == Source::Default,
+        _ => false,
+    }
 }
 
 /// Whether a row goes along when what it hangs on moves to another project: the application knows of the one's project only.

@@ -14,6 +14,7 @@ pub mod text;
 
 pub use design::{Design, Mistakes};
 pub use policies::CUT_OVER;
+pub use sources::mapping_table;
 
 /// How a step runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

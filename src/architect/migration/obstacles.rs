@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::design::Design;
-use super::{keys, partitions};
+use super::{data, keys, partitions, sources};
 use crate::architect::catalog::{Kind, Table, View};
 use crate::architect::names::{Name, idents};
 
@@ -53,6 +53,21 @@ pub(super) fn mistakes(design: &Design<'_>) -> Vec<String> {
             )
         }));
     }
+    for one in &design.tables {
+        for part in design.catalog.parts(&one.whole.name) {
+            for column in one.tenant_columns().filter(|column| !column.is_new()) {
+                let differs = one.whole.column(column.name).zip(part.column(column.name)).is_some_and(
+                    |(whole, own)| whole.default != own.default || whole.is_not_null != own.is_not_null,
+                );
+                if differs && !one.is_heir() {
+                    wrong.push(format!(
+                        "{} of {} has a DEFAULT or NOT NULL of its own, which {} does not have: make them the same first",
+                        column.name, part.name, one.whole.name
+                    ));
+                }
+            }
+        }
+    }
     for view in exposing(design) {
         if view.is_public && (view.is_materialized || design.catalog.version < 15) {
             wrong.push(format!(
@@ -96,6 +111,14 @@ fn taken(design: &Design<'_>) -> Vec<String> {
     for index in keys::indexes(design) {
         given.push(Name::new(&index.one.table.name.schema, &index.name));
     }
+    let own = sources::mapping_tables(design)
+        .into_iter()
+        .chain(design.tables.iter().map(|one| sources::fill_function(&one.table.name)));
+    let mut taken = BTreeSet::new();
+    let twice: Vec<String> = own
+        .filter(|name| !taken.insert(name.clone()))
+        .map(|name| format!("two tables would share {name}, for their schemas' and their own names run together; rename one of them"))
+        .collect();
     let mut found: Vec<String> = given
         .iter()
         .filter(|name| !there.insert((*name).clone()))
@@ -110,6 +133,17 @@ fn taken(design: &Design<'_>) -> Vec<String> {
             ));
         }
     }
+    for one in &design.tables {
+        let there = |name: &String| one.table.constraints.iter().any(|constraint| constraint.name == *name);
+        let checks = one.tenant_columns().map(|column| data::not_null_check(one, column)).filter(there);
+        found.extend(checks.map(|check| {
+            format!(
+                "a check of {} would be called {check}, and another constraint is; rename that",
+                one.table.name
+            )
+        }));
+    }
+    found.extend(twice);
     found
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::design::Design;
-use super::{How, Move, Moves, Part, expand, obstacles, partitions};
+use super::{How, Move, Moves, Part, expand, obstacles, partitions, sources};
 use crate::architect::catalog::Table;
 use crate::architect::names::{Name, dollar_quoted, ident, idents, literal};
 
@@ -277,6 +277,10 @@ fn cut_over(design: &Design<'_>, guarded: &[Guarded<'_>], moves: &mut Moves) {
         (idents(&design.treatment.roles.legacy), idents(&design.treatment.roles.application));
     let (mut sql, mut undo) =
         (expand::row_defaults(design, &[]), expand::row_defaults(design, &design.treatment.roles.legacy));
+    for mapping in sources::mapping_tables(design) {
+        sql.push(format!("REVOKE SELECT ON {mapping} FROM {legacy}"));
+        undo.push(format!("GRANT SELECT ON {mapping} TO {legacy}"));
+    }
     for table in guarded {
         let name = &table.name;
         let floors = ["tenant_floor"].into_iter().chain(table.own_project.as_ref().map(|_| "project_floor"));

@@ -32,7 +32,7 @@ fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> 
                 .iter()
                 .map(|name| format!("pgtenant_mapping.{} = {this}.{}", ident(name), ident(name)))
                 .collect();
-            let table = mapping_table(one, column);
+            let table = mapping_table(&one.table.name, column.name);
             Some(format!(
                 "(SELECT pgtenant_mapping.pgtenant_id FROM {table} AS pgtenant_mapping WHERE {})",
                 on.join(" AND ")
@@ -65,9 +65,21 @@ fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> 
 }
 
 /// What a CSV file says becomes a table that expressions look in.
-fn mapping_table(one: &Tenanted<'_>, column: &TenantColumn<'_>) -> Name {
-    let table = &one.table.name;
-    Name::new("pgtenant", &composed(&["mapping", &table.schema, &table.name, column.name]))
+pub fn mapping_table(table: &Name, column: &str) -> Name {
+    Name::new("pgtenant", &composed(&["mapping", &table.schema, &table.name, column]))
+}
+
+/// The function of the trigger that fills what legacy roles write.
+pub(super) fn fill_function(table: &Name) -> Name {
+    Name::new("pgtenant", &composed(&["fill", &table.schema, &table.name]))
+}
+
+/// All mapping tables.
+pub(super) fn mapping_tables(design: &Design<'_>) -> Vec<Name> {
+    let all = design.tables.iter().flat_map(|one| one.tenant_columns().map(move |column| (one, column)));
+    all.filter(|(_, column)| matches!(column.source, Source::Mapping(_)))
+        .map(|(one, column)| mapping_table(&one.table.name, column.name))
+        .collect()
 }
 
 /// The tables of CSV files.
@@ -77,7 +89,7 @@ pub(super) fn mappings(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Move
         let Some(mapping) = design.treatment.mappings.get(file) else { continue };
         let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
         let tenants = if is_project { &design.treatment.projects } else { &design.treatment.organizations };
-        let (table, keys) = (mapping_table(one, column), idents(&mapping.columns));
+        let (table, keys) = (mapping_table(&one.table.name, column.name), idents(&mapping.columns));
         let kinds = mapping.columns.iter().map(|name| {
             let kind = one.table.column(name).map_or("text", |column| column.kind.as_str());
             format!("{} {kind} NOT NULL", ident(name))

@@ -1,7 +1,7 @@
 //! The migrations as files: readable, to be run by hand with psql, and read back by `migrate apply`, which runs what people
 //! have looked at and nothing else.
 
-use super::{How, Move, Part, Step};
+use super::{How, Move, Step};
 
 /// What stands before a step: `-- step 003.0010 (transaction): title`.
 const STEP: &str = "-- step ";
@@ -25,16 +25,16 @@ impl How {
     }
 }
 
-/// A migration's file.
-pub fn forward(part: Part, moves: &[Move]) -> String {
+/// A migration's file, of this name.
+pub fn forward(name: &str, moves: &[Move]) -> String {
     let steps: Vec<&Step> = moves.iter().map(|one| &one.step).collect();
-    written(part.file(), &steps)
+    written(name, &steps)
 }
 
 /// The file that undoes it.
-pub fn back(part: Part, moves: &[Move]) -> String {
+pub fn back(name: &str, moves: &[Move]) -> String {
     let steps: Vec<&Step> = moves.iter().rev().flat_map(|one| &one.undo).collect();
-    written(&format!("{}.rollback", part.file()), &steps)
+    written(&format!("{name}.rollback"), &steps)
 }
 
 fn written(name: &str, steps: &[&Step]) -> String {
@@ -44,6 +44,13 @@ fn written(name: &str, steps: &[&Step]) -> String {
          security; a step that could not get its lock in time can be run again. An index that was left invalid is to be\n-- dropped before (pg_index.indisvalid): IF NOT EXISTS is content with it.\n\nSET lock_timeout = '{LOCK_TIMEOUT_MS}ms';\n\
          SET statement_timeout = 0;\nSET search_path = pg_catalog, public;\n"
     );
+    if steps.iter().any(|step| step.how == How::Batches) {
+        // What stands before the first step is not read back: `migrate apply` has made it already.
+        let ledger = include_str!("../sql/ledger.sql").trim_end();
+        out.push_str(&format!(
+            "\n-- Run by hand, batches need the ledger of migrate apply.\nBEGIN;\n{ledger}\nCOMMIT;\n"
+        ));
+    }
     for step in steps {
         out.push_str(&format!("\n{STEP}{} ({}): {}\n", step.id, step.how.word(), one_line(&step.title)));
         if !step.lock.is_empty() {

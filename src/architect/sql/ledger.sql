@@ -12,15 +12,15 @@ ALTER SCHEMA pgtenant OWNER TO pgtenant_owner;
 REVOKE ALL ON SCHEMA pgtenant FROM PUBLIC;
 CREATE TABLE IF NOT EXISTS pgtenant.migration_steps (
     id       text PRIMARY KEY,
-    number   integer GENERATED ALWAYS AS IDENTITY,
+    number   bigint GENERATED ALWAYS AS IDENTITY,
     title    text NOT NULL,
     hash     text NOT NULL,
     state    text NOT NULL CHECK (state IN ('running', 'done', 'undoing')),
     position jsonb,
     rows     bigint NOT NULL DEFAULT 0,
     total    bigint,
-    undone   integer NOT NULL DEFAULT 0,
-    attempts integer NOT NULL DEFAULT 0,
+    undone   bigint NOT NULL DEFAULT 0,
+    attempts bigint NOT NULL DEFAULT 0,
     started  timestamptz NOT NULL DEFAULT now(),
     finished timestamptz
 );

@@ -200,6 +200,11 @@ async fn quiet_organizations_do_not_feel_a_noisy_one() {
         turns[0],
         turns[1]
     ));
+    let rate = |found: &Found| found.quiet_beside.len() as f64 / sizes.long.as_secs_f64();
+    let lost = |found: &Found| {
+        let servers = (1.0 - found.noisy_beside / found.noisy_alone).max(0.0) * servers as f64;
+        Duration::from_secs_f64(servers / rate(found).max(1.0))
+    };
     let times = |times: &[Duration]| {
         format!("{} / {}", seconds(quantile(times, 0.5)), seconds(quantile(times, 0.99)))
     };
@@ -210,10 +215,24 @@ async fn quiet_organizations_do_not_feel_a_noisy_one() {
             times(&found.quiet_beside),
             format!("{:.0}/s", found.noisy_alone),
             format!("{:.0}/s", found.noisy_beside),
+            format!("{:.0}/s", rate(found)),
+            seconds(lost(found)),
         ]
     });
-    let head = ["", "quiet p50 / p99, alone", "beside the noisy one", "noisy, alone", "beside quiet ones"];
+    let head = [
+        "",
+        "quiet p50 / p99, alone",
+        "beside the noisy one",
+        "noisy, alone",
+        "beside quiet ones",
+        "quiet, beside it",
+        "a server's time that each takes",
+    ];
     report.table(&head, rows.collect());
+    report.text(
+        "Quiet ones that wait less ask more often. What each of their queries takes of a server's time is what the noisy one lost, \
+         divided by them: the query, and that the server changes hands twice.",
+    );
     report.write();
     // Tests are not timed: these are far from what is expected.
     assert!(!ours.quiet_beside.is_empty() && beside < Duration::from_secs(2), "{beside:?}");

@@ -165,6 +165,86 @@ async fn projects_that_are_there_are_found_and_rows_move_with_what_they_hang_on(
     }
 }
 
+/// Whose column says nothing is in quarantine, and is there no longer after the way back; what only the new columns say keeps it from going.
+#[tokio::test]
+async fn the_way_back_restores_what_was_empty_and_loses_nobody() {
+    let (database, desk) = agency().await;
+    std::fs::write(
+        desk.folder.path().join("accounts.csv"),
+        (1..=5).fold("account_name,id\n".to_owned(), |text, n| format!("{text}account {n},{n}\n")),
+    )
+    .unwrap();
+    desk.edit(
+        "{ column = \"account_id\" }\notherwise = \"stop\"",
+        "{ column = \"account_id\" }\notherwise = \"default\"",
+    );
+    let ran = desk.run("plan", &[]);
+    assert!(
+        ran.code == 2 && ran.err.contains("nobody could tell afterwards which rows had nothing in it"),
+        "{ran:?}"
+    );
+    desk.edit("otherwise = \"default\"", "otherwise = \"quarantine\"");
+    desk.edit("\n[default]\n", "\n[quarantine]\norganization = \"1\"\nproject = \"99\"\n\n[default]\n");
+    let ran = desk.run("plan", &[]);
+    assert!(ran.code == 2 && ran.err.contains("[quarantine] has the organization of [default]"), "{ran:?}");
+    desk.edit("[quarantine]\norganization = \"1\"", "[quarantine]\norganization = \"99\"");
+    desk.done("plan", &[]);
+    let admin = database.admin().await;
+    admin
+        .batch_execute(
+            "INSERT INTO accounts VALUES (99, 'Nobody'); INSERT INTO users (id, account_id, email) VALUES (99, NULL, 'nobody@example.com'); \
+             INSERT INTO posts (id, user_id, body) VALUES (99999, 99, 'nobody''s')",
+        )
+        .await
+        .unwrap();
+    let before = dumped(&database).await;
+    let applied = desk.done("apply", &["--no-backup"]);
+    assert!(applied.out.contains("1 rows of public.users are in quarantine"), "{applied:?}");
+    assert_eq!(number(&database, "SELECT organization_id FROM posts WHERE id = 99999").await, "99");
+    // Only its organization says whose it is.
+    admin
+        .batch_execute(
+            "INSERT INTO events (id, account_name, what, organization_id) VALUES (1000, NULL, 'by 3', 3)",
+        )
+        .await
+        .unwrap();
+    let refused = desk.run("rollback", &[]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused.err.contains("1 rows of public.events belong to others")
+            && refused.err.contains("nothing was changed"),
+        "{refused:?}"
+    );
+    desk.done("verify", &[]);
+    admin.batch_execute("DELETE FROM events WHERE what = 'by 3'").await.unwrap();
+    std::fs::remove_file(desk.folder.path().join("accounts.csv")).unwrap();
+    desk.done("rollback", &[]);
+    assert_same(&before, &dumped(&database).await, 15);
+}
+
+/// A foreign key to another project's row was never a mistake: it still is none.
+#[tokio::test]
+async fn rows_may_refer_to_other_projects_of_their_organization() {
+    let database = postgres::shared().empty_database().await;
+    let admin = database.admin().await;
+    admin.batch_execute(BOARDS).await.unwrap();
+    admin
+        .batch_execute("ALTER TABLE tickets ADD duplicate_of bigint REFERENCES tickets; UPDATE tickets SET duplicate_of = 3 WHERE id = 1")
+        .await
+        .unwrap();
+    let before = dumped(&database).await;
+    let desk = Desk::at(&database);
+    desk.done("plan", &[]);
+    desk.done("apply", &["--no-backup"]);
+    desk.done("verify", &[]);
+    admin.batch_execute("UPDATE tickets SET project_id = 12 WHERE id = 3; UPDATE tickets SET project_id = 11 WHERE id = 3").await.unwrap();
+    // But not to another organization's.
+    let refused = admin.batch_execute("UPDATE tickets SET duplicate_of = 2 WHERE id = 1").await.unwrap_err();
+    assert_eq!(refused.code().map(|code| code.code()), Some("23503"), "{refused}");
+    desk.done("rollback", &[]);
+    assert_same(&before, &dumped(&database).await, 15);
+}
+
 /// Tables that inherit, with keys that they do not have in common, and partitions of partitions.
 const FAMILY: &str = "
 CREATE TABLE accounts (id bigint PRIMARY KEY, name text NOT NULL);
