@@ -65,8 +65,9 @@ bench: ## throughput, CPU, memory and the goals, side by side with other poolers
 	@deploy/prerequisites.sh psql pgbench openssl strace $(if $(findstring pgbouncer,$(ARGS)),,pgbouncer)
 	benches/side_by_side.sh $(ARGS)
 
-migrate-bench: ## pgtenant migrate on a table of ten million rows under load: stalls, errors, throughput (ARGS="--rows 1000000")
+migrate-bench: ## pgtenant migrate killed in every step, and on ten million rows under load: stalls, errors, throughput (ARGS="--rows 1000000")
 	@deploy/prerequisites.sh psql
+	MIGRATE_EVERY=1 cargo test --locked --test it -- migrate::killed --nocapture
 	benches/migrate.sh $(ARGS)
 
 migrate-schemas: ## schemas of real applications, out of Debian's packages, made multi-tenant and back; tests/it/migrate/RESULTS.md
