@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::digest::{Context, SHA256};
 use tokio_postgres::Client;
 
 use super::apply::{self, ApplyError, Progress};
@@ -82,13 +83,13 @@ pub async fn plan(place: &Place, with_citus: bool, tell: &dyn Tell) -> Result<()
         .map_err(|mistakes| Stop::Wrong(format!("{}:\n{mistakes}", place.tenancy.display())))?;
     let parts = migration::moves(&design);
     let folder = folder_of(&place.tenancy);
-    let files = files_of(&parts);
+    let (files, made_from) = (files_of(&parts), fingerprint(place, &treatment)?);
     // Of a plan before.
     for name in [CUT_OVER_FILE.to_owned(), format!("{CUT_OVER_FILE}.rollback")] {
         let _ = std::fs::remove_file(folder.join(format!("{name}.sql")));
     }
     for (name, moves) in files {
-        let forward = text::forward(name, moves);
+        let forward = text::forward(name, &made_from, moves);
         let told = |step: &Step| (step.id.clone(), step.how, step.check.clone());
         let is_read = text::read(&forward)
             .is_ok_and(|steps| steps.iter().map(told).eq(moves.iter().map(|one| told(&one.step))));
@@ -119,6 +120,31 @@ fn folder_of(file: &Path) -> &Path {
 fn write(file: &Path, text: &str) -> Result<(), Stop> {
     std::fs::write(file, text)
         .map_err(|error| Stop::Failed(format!("cannot write {}: {error}", file.display())))
+}
+
+/// Of `tenancy.toml` and the files that it names, so that nobody changes them and applies what was planned before.
+fn fingerprint(place: &Place, treatment: &Treatment) -> Result<String, Stop> {
+    let text = std::fs::read(&place.tenancy)
+        .map_err(|error| Stop::Wrong(format!("{}: {error}", place.tenancy.display())))?;
+    let mut all = Context::new(&SHA256);
+    all.update(&text);
+    for mapping in treatment.mappings.values() {
+        mapping.lines.iter().flatten().chain(&mapping.columns).for_each(|value| all.update(value.as_bytes()));
+    }
+    Ok(all.finish().as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The files were planned from what `tenancy.toml` says now.
+fn made_from(place: &Place, fingerprint: &str) -> Result<(), Stop> {
+    let name = format!("{}.sql", Part::Transformation.file());
+    let text = std::fs::read_to_string(folder_of(&place.tenancy).join(&name)).unwrap_or_default();
+    match text::made_from(&text) {
+        Some(other) if other != fingerprint => Err(Stop::Wrong(format!(
+            "{} or a file that it names was changed after {name} was planned from it: run pgtenant migrate plan again; nothing was changed",
+            place.tenancy.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The cut-over has a file of its own: it comes after 005, and when people say so.
@@ -190,6 +216,7 @@ pub async fn apply(place: &Place, wanted: Wanted, tell: &dyn Tell) -> Result<usi
     let is_fresh = ledger::read(&client).await?.is_empty();
     if is_fresh {
         let treatment = Treatment::read_with_files(&place.tenancy).map_err(Stop::Wrong)?;
+        made_from(place, &fingerprint(place, &treatment)?)?;
         let design = Design::new(&catalog, &treatment)
             .map_err(|mistakes| Stop::Wrong(format!("{}:\n{mistakes}", place.tenancy.display())))?;
         precheck::rows(&client, &design, tell).await?;

@@ -410,6 +410,11 @@ async fn what_is_wrong_is_told_in_a_sentence() {
         assert!(told.iter().all(|part| ran.err.contains(part)), "{told:?}: {ran:?}");
         std::fs::write(desk.tenancy(), &planned).unwrap();
     }
+    desk.edit("organization_name = \"Default\"", "organization_name = \"Ours\"");
+    let ran = desk.run("apply", &["--no-backup"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("run pgtenant migrate plan again; nothing was changed"), "{ran:?}");
+    std::fs::write(desk.tenancy(), &planned).unwrap();
     for (sql, undo, told) in [
         ("CREATE TABLE \"a\rb\" (id int)", "DROP TABLE \"a\rb\"", &["control character"][..]),
         (

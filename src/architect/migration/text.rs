@@ -5,6 +5,8 @@ use super::{How, Move, Step};
 
 /// What stands before a step: `-- step 003.0010 (transaction): title`.
 const STEP: &str = "-- step ";
+/// The first line.
+const MADE_FROM: &str = "-- from tenancy.toml ";
 const LOCK: &str = "-- locks: ";
 const CHECK: &str = "-- check: ";
 
@@ -25,10 +27,15 @@ impl How {
     }
 }
 
-/// A migration's file, of this name.
-pub fn forward(name: &str, moves: &[Move]) -> String {
+/// A migration's file, of this name; with a fingerprint of what it was made from.
+pub fn forward(name: &str, made_from: &str, moves: &[Move]) -> String {
     let steps: Vec<&Step> = moves.iter().map(|one| &one.step).collect();
-    written(name, &steps)
+    format!("{MADE_FROM}{made_from}\n{}", written(name, &steps))
+}
+
+/// The fingerprint in a file's first line.
+pub fn made_from(text: &str) -> Option<&str> {
+    text.lines().next()?.strip_prefix(MADE_FROM)
 }
 
 /// The file that undoes it.
