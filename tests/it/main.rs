@@ -3,6 +3,7 @@
 
 mod acting;
 mod bounds;
+mod cancel;
 mod certificates;
 mod channel_binding;
 mod chaos;

@@ -1,0 +1,90 @@
+//! Cancel requests: they strike what their client sent, wherever that is, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::NoTls;
+
+use crate::harness::client::{Raw, connect, message, raw, value};
+use crate::harness::gate::Gate;
+use crate::harness::{eventually, org, postgres};
+
+#[tokio::test]
+async fn cancel_stops_the_query_and_nothing_else() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let other = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+    let cancel = client.cancel_token();
+    let started = Instant::now();
+    let sleeping = tokio::spawn(async move {
+        let outcome = client.batch_execute("SELECT pg_sleep(30)").await;
+        (client, outcome)
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cancel.cancel_query(NoTls).await.unwrap();
+    let (client, outcome) = sleeping.await.unwrap();
+    assert_eq!(outcome.unwrap_err().code().unwrap().code(), "57014");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    // Now the server is somebody else's: a late cancel must not strike it.
+    let sleeping = tokio::spawn(async move { other.batch_execute("SELECT pg_sleep(0.5)").await });
+    for _ in 0..20 {
+        cancel.cancel_query(NoTls).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    sleeping.await.unwrap().unwrap();
+    client.batch_execute("SELECT 1").await.unwrap();
+    // Nobody else's key: ignored.
+    let mut stranger = Raw::connect(&gate).await;
+    stranger.send(&[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 1, 1, 2, 3, 4]).await;
+    stranger.expect_close().await;
+}
+
+/// As on PostgreSQL: what was sent is cancelled, whether it runs already or waits for a server.
+#[tokio::test]
+async fn cancel_reaches_a_query_that_waits_for_a_server() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let holder = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    for is_prepared in [false, true] {
+        let client = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+        let (cancel, statement) =
+            (client.cancel_token(), client.prepare("SELECT count(*) FROM items").await.unwrap());
+        holder.batch_execute("BEGIN").await.unwrap();
+        let waiting = tokio::spawn(async move {
+            let outcome = match is_prepared {
+                true => client.query(&statement, &[]).await.map(drop),
+                false => client.batch_execute("SELECT 1").await,
+            };
+            (client, outcome)
+        });
+        eventually("it waits", async || {
+            let (_, metrics) = gate.http("/metrics").await;
+            metrics.contains("pgtenant_waiting_clients{database=\"app\"} 1").then_some(())
+        })
+        .await;
+        cancel.cancel_query(NoTls).await.unwrap();
+        // The one that has the server goes on; the other one is told at once.
+        let (client, outcome) = waiting.await.unwrap();
+        assert_eq!(outcome.unwrap_err().code().unwrap().code(), "57014");
+        holder.batch_execute("SELECT 1; COMMIT").await.unwrap();
+        let seen = value(&client, "SELECT DISTINCT body FROM items").await.unwrap();
+        assert_eq!(seen.as_deref(), Some("org-2"), "it is served as before");
+    }
+}
+
+#[tokio::test]
+async fn a_vanished_clients_query_is_cancelled() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut raw = raw(&gate, 1).await;
+    raw.send(&message(b'Q', b"SELECT pg_sleep(60)\0")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(raw);
+    let admin = database.admin().await;
+    eventually("the end of its query", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database() \
+                   AND query LIKE '%pg_sleep(60)%'";
+        (admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+}
