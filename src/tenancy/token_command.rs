@@ -150,11 +150,21 @@ pub fn read(sql: &[u8], standard_strings: bool) -> Option<Result<TokenCommand, M
         return None;
     }
     let sql = memchr::memchr(0, sql).map_or(sql, |end| &sql[..end]);
-    let mut tokens = Tokens { scanner: Scanner::new(sql, standard_strings).decoding() };
-    match tokens.command() {
-        Some(command) => Some(Ok(command)),
+    // Older and newer versions of PostgreSQL read `\v` in a constant differently: what they would not agree on is refused.
+    let command = |has_vertical_tabs| {
+        Tokens {
+            scanner: Scanner::new(sql, standard_strings).decoding().with_vertical_tabs(has_vertical_tabs),
+        }
+        .command()
+    };
+    match command(false) {
+        Some(older)
+            if memchr::memmem::find(sql, br"\v").is_none() || command(true).as_ref() == Some(&older) =>
+        {
+            Some(Ok(older))
+        }
+        Some(_) => Some(Err(Misplaced::Form)),
         None => {
-            // What is executed in it is read as both older and newer versions of PostgreSQL read it.
             let found = is_mentioned(sql, (standard_strings, false), 0);
             found.or_else(|| is_mentioned(sql, (standard_strings, true), 0)).map(Err)
         }

@@ -53,6 +53,8 @@ fn what_a_server_would_see_is_refused() {
         "SELECT set_config('pgtenant.token', 'a' || 'b', true)",
         "SELECT set_config('pgtenant.token', $1, $1)",
         "SET pgtenant.token = a",
+        "SET pgtenant.token = E'\\va'",
+        "SELECT set_config($1, E'\\va', false)",
         "SET U&\"pgtenant\".token = 'a', 'b'",
         "SELECT set_config(('pgtenant.token'), 'a', false)",
         "SELECT set_config(CAST('pgtenant.token' AS text), 'a', false)",
