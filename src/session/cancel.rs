@@ -80,8 +80,11 @@ impl Cancels {
 
     /// Cancels what the client with this key runs, if anything. An unknown key is ignored, as PostgreSQL does.
     pub async fn cancel(&self, key: &CancelKey) {
-        let handle = self.lock().get(key).cloned();
-        let Some(in_flight) = handle.and_then(InFlight::begin) else { return };
+        let Some(handle) = self.lock().get(key).cloned() else {
+            tracing::debug!("a cancel request with a key that no client has");
+            return;
+        };
+        let Some(in_flight) = InFlight::begin(handle) else { return };
         // On its own: whoever asked may not wait, but the request must not be forgotten on its way.
         // It panics never, and is not aborted but with the process.
         let _ = tokio::spawn(in_flight.send()).await;
@@ -122,15 +125,23 @@ impl InFlight {
         let target = {
             let mut running = handle.lock();
             if running.in_flight {
+                tracing::debug!("a cancel request while one is on its way");
                 return None;
             }
             if running.is_binding || running.is_queued {
+                tracing::debug!(
+                    is_queued = running.is_queued,
+                    "a cancel request is kept until there is something to cancel"
+                );
                 running.is_wanted = true;
                 drop(running);
                 handle.waker.wake();
                 return None;
             }
-            let target = running.target.clone()?;
+            let Some(target) = running.target.clone() else {
+                tracing::debug!("a cancel request while nothing runs");
+                return None;
+            };
             running.in_flight = true;
             target
         };
@@ -141,7 +152,10 @@ impl InFlight {
         let (pool, server) = &self.target;
         match pool.dialer().cancel(server).await {
             // PostgreSQL has dealt with it.
-            Ok(()) => self.is_settled = true,
+            Ok(()) => {
+                tracing::debug!(server = server.pid, "a cancel request was delivered");
+                self.is_settled = true;
+            }
             Err(error) => tracing::warn!(reason = %error, "a cancel request was not delivered"),
         }
     }

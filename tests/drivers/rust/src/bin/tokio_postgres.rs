@@ -177,13 +177,15 @@ async fn cursor() -> Outcome {
 async fn cancel() -> Outcome {
     let c = fresh().await?;
     let token = c.cancel_token();
-    // Prepared before, so that what is cancelled has been sent: a request that comes between the two is PostgreSQL's to ignore.
+    // Prepared before, and a second: another task sends the query, late on a busy machine, and a request that is there before it
+    // is PostgreSQL's to ignore.
     let long = c.prepare("SELECT pg_sleep(20)").await?;
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+    let request = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
         token.cancel_query(NoTls).await
     });
     let cancelled = state(c.query(&long, &[]).await);
+    request.await??;
     Ok(format!("{cancelled} {}", count(&c).await?))
 }
 
