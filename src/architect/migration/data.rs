@@ -22,12 +22,20 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     }
     let references = keys::references(design);
     references.iter().for_each(|reference| validate(design, reference, &mut moves));
-    references.iter().for_each(|reference| take_over(design, reference, &mut moves));
-    for unique in keys::uniques(design) {
-        swap(design, &unique, &mut moves);
+    if design.treatment.roles.legacy.is_empty() {
+        contract(design, &mut moves);
     }
     design.tables.iter().filter(|one| one.entry.audit).for_each(|one| expand::audit(one, &mut moves));
     moves.all
+}
+
+/// Keys with the organization take the places of those without. Legacy roles do not ask by organization: while they are at work,
+/// theirs stay.
+pub(super) fn contract(design: &Design<'_>, moves: &mut Moves) {
+    keys::references(design).iter().for_each(|reference| take_over(design, reference, moves));
+    for unique in keys::uniques(design) {
+        swap(design, &unique, moves);
+    }
 }
 
 fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, moves: &mut Moves) {

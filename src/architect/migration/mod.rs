@@ -34,7 +34,7 @@ pub enum Part {
     Transformation,
     /// 004: roles, grants, policies, views.
     Policies,
-    /// 005: rows, NOT NULL, validation, keys that lead with the organization.
+    /// 005: rows, NOT NULL, validation; keys that lead with the organization, where that does not wait for the cut-over.
     Data,
 }
 

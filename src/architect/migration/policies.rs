@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::design::Design;
-use super::{How, Move, Moves, Part, expand, obstacles, partitions, sources};
+use super::{How, Move, Moves, Part, data, expand, obstacles, partitions, sources};
 use crate::architect::catalog::Table;
 use crate::architect::names::{Name, dollar_quoted, ident, idents, literal};
 
@@ -30,6 +30,7 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     views(design, &mut moves);
     if !design.treatment.roles.legacy.is_empty() {
         cut_over(design, &guarded, &mut moves);
+        data::contract(design, &mut moves);
     }
     for table in &guarded {
         let name = &table.name;

@@ -11,7 +11,7 @@ const LOCK: &str = "-- locks: ";
 const CHECK: &str = "-- check: ";
 
 /// How long a statement waits for a lock before it is tried again, in milliseconds.
-pub const LOCK_TIMEOUT_MS: u32 = 200;
+pub const LOCK_TIMEOUT_MS: u32 = 100;
 
 impl How {
     fn word(self) -> &'static str {
