@@ -27,6 +27,8 @@ die() {
 }
 say() { printf '%s\n' "$*" >&2; }
 
+# A statement that takes longer, in ms, was held up by the step in which it ended.
+readonly HELD=100
 rows=10000000 clients=8 seconds=30 pgtenant='' out=''
 pg_bin=${PGTENANT_PG_BIN:-}
 while (($#)); do
@@ -135,11 +137,12 @@ pg verify >"$work/err" 2>&1 || die "migrate verify found something"
 
 mapfile -t steps < <(sql "$port" admin "$password" shop <<'SQL'
 select title || '|' || rows || '|' || extract(epoch from started) || '|' || extract(epoch from finished)
-from pgtenant.migration_steps where finished - started > interval '1 second' order by number;
+  || '|' || extract(epoch from coalesce(lead(started) over (order by number), finished + interval '1 second'))
+from pgtenant.migration_steps order by number;
 SQL
 )
 report() {
-  local step title changed begun ended tps most
+  local step title changed begun ended until tps most
   read -r tps most < <(between during "$from" "$to")
   printf '## A table of %s rows finds its organizations, under load\n\n' "$rows"
   printf '%s; %s cores; %s; %s clients of pgbench, prepared statements.\n\n' "$(date +%F)" "$(nproc)" \
@@ -149,8 +152,13 @@ report() {
   ratio() { awk -v a="$1" -v b="$tps_before" 'BEGIN { printf "%.2f", a / b }'; }
   printf '| all of apply | %.0f | - | %s | %s | %s |\n' "$(awk -v a="$from" -v b="$to" 'BEGIN { print b - a }')" "$tps" "$(ratio "$tps")" "$most"
   for step in "${steps[@]}"; do
-    IFS='|' read -r title changed begun ended <<<"$step"
-    read -r tps_step most_step < <(between during "$begun" "$ended")
+    IFS='|' read -r title changed begun ended until <<<"$step"
+    read -r tps_step _ < <(between during "$begun" "$ended")
+    # Who had to wait for a step ends behind it.
+    read -r _ most_step < <(between during "$begun" "$until")
+    # Those that take long, and those that somebody had to wait for.
+    awk -v took="$(awk -v a="$begun" -v b="$ended" 'BEGIN { print b - a }')" -v most="$most_step" -v held="$HELD" \
+      'BEGIN { exit !(took > 1 || most > held) }' || continue
     printf '| %s | %.1f | %s | %s | %s | %s |\n' "$title" "$(awk -v a="$begun" -v b="$ended" 'BEGIN { print b - a }')" "$changed" \
       "$tps_step" "$(ratio "$tps_step")" "$most_step"
   done
