@@ -50,6 +50,8 @@ pub struct Book {
     pub violations: Mutex<Vec<String>>,
     /// What clients were told, and when.
     pub errors: Mutex<Vec<(Instant, String)>>,
+    /// What each client met since the last mark.
+    met: Mutex<BTreeMap<usize, Vec<(Instant, String)>>>,
     pub endings: Mutex<Vec<Ending>>,
     /// Since when progress is measured, and by which number.
     mark: Mutex<(u64, Option<Instant>)>,
@@ -65,9 +67,27 @@ impl Book {
 
     /// From now on each client's next success counts.
     pub fn mark(&self, at: Instant) -> u64 {
+        self.met.lock().unwrap().clear();
         let mut mark = self.mark.lock().unwrap();
         *mark = (mark.0 + 1, Some(at));
         mark.0
+    }
+
+    /// What the client that took longest to pass this mark met until then, for people.
+    pub fn slowest(&self, mark: u64) -> String {
+        let Some(since) = self.mark.lock().unwrap().1 else { return String::new() };
+        let passed = self.passed.lock().unwrap();
+        let slowest = passed.iter().filter(|(_, (last, _))| *last == mark).max_by_key(|(_, (_, took))| *took);
+        let Some((client, (_, took))) = slowest else { return String::new() };
+        let met = self.met.lock().unwrap();
+        let each = met
+            .get(client)
+            .into_iter()
+            .flatten()
+            .map(|(at, what)| (at.saturating_duration_since(since), what));
+        let each: Vec<_> =
+            each.filter(|(at, _)| at <= took).map(|(at, what)| format!("{at:.0?} {what}")).collect();
+        format!("client {client}: {}", each.join(", "))
     }
 
     /// How long the slowest client took to pass this mark, once all have; how many have not yet.
@@ -92,7 +112,13 @@ impl Book {
         }
     }
 
-    pub fn error(&self, word: String) {
+    /// A client begins with something.
+    pub fn begins(&self, client: usize, what: &str) {
+        self.met.lock().unwrap().entry(client).or_default().push((Instant::now(), what.to_owned()));
+    }
+
+    pub fn error(&self, client: usize, word: String) {
+        self.begins(client, &word);
         self.errors.lock().unwrap().push((Instant::now(), word));
     }
 

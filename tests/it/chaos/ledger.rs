@@ -170,6 +170,7 @@ impl Member {
                     }
                 },
             };
+            self.book.begins(self.number, "begins");
             match self.transaction(&mut open).await {
                 Ok(()) => {
                     pause = Duration::from_millis(20);
@@ -179,7 +180,7 @@ impl Member {
                     session = Some(open);
                 }
                 Err(Trouble::Told(code)) => {
-                    self.book.error(code);
+                    self.book.error(self.number, code);
                     tokio::time::sleep(pause).await;
                     session = Some(open);
                 }
@@ -197,7 +198,7 @@ impl Member {
         if matches!(lost, Lost::Stuck | Lost::Garbled(_)) {
             self.book.violation(format!("client {}, {when}: {lost:?}", self.number));
         }
-        self.book.error(lost.word());
+        self.book.error(self.number, lost.word());
     }
 
     fn ends(self, lost: Lost) {

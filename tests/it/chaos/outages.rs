@@ -108,8 +108,14 @@ impl Stage {
     async fn recovery(&self, after: Fault, healed: Instant) -> Duration {
         let book = &self.workload.book;
         assert!(self.between.gate.resident_kib() > 0, "pgtenant ended after {after:?}");
-        match self.all_pass(book.mark(healed)).await {
-            Ok(took) => took,
+        let mark = book.mark(healed);
+        match self.all_pass(mark).await {
+            Ok(took) => {
+                if took > RECOVERY {
+                    println!("the slowest, {took:.0?} after {after:?}: {}", book.slowest(mark));
+                }
+                took
+            }
             Err(left) => {
                 book.violation(format!("{left} clients had no transaction for {STUCK:?} after {after:?}"));
                 STUCK
