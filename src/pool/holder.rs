@@ -1,8 +1,7 @@
 //! Who holds a server, and is charged for its time.
 
-use std::time::Instant;
-
 use super::queue::Flow;
+use super::shares::Since;
 
 /// Since when a server is on somebody's account: until it is given back, or gone (see [`super::server::Place`]).
 #[derive(Debug, Clone, Copy)]
@@ -10,5 +9,5 @@ pub struct Holder {
     /// Whose account.
     pub flow: Flow,
     /// When it was taken from the pool.
-    pub since: Instant,
+    pub since: Since,
 }

@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod budget;
 mod change;
+mod clock;
 pub mod due;
 pub mod holder;
 mod inquiry;

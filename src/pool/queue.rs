@@ -135,16 +135,17 @@ impl Queue {
         self.shares.holds(&who.flow) < who.share.servers
     }
 
-    /// It takes one that nobody waits for.
-    pub(super) fn takes(&mut self, who: &Wants, now: Instant) {
+    /// It takes one that nobody waits for, and is charged for it if it may.
+    pub(super) fn takes(&mut self, who: &Wants, now: Instant) -> Option<Holder> {
         let now = self.nanos(now);
-        self.shares.takes(&who.flow, who.share, now);
+        let since = self.shares.takes(&who.flow, who.share, now)?;
+        Some(Holder { flow: who.flow, since })
     }
 
     /// A server is given back by who held it.
     pub(super) fn gives_back(&mut self, holder: Holder, now: Instant) {
-        let (since, now) = (self.nanos(holder.since), self.nanos(now));
-        self.shares.gives_back(&holder.flow, since, now);
+        let now = self.nanos(now);
+        self.shares.gives_back(&holder.flow, holder.since, now);
     }
 
     /// Hands a server to whom it suits best among those whose turn it is; returns it if nobody waits who may have it.
@@ -154,8 +155,8 @@ impl Queue {
         while let Some(flow) = self.next(&server, now) {
             let Some(Waiting { hand, .. }) = self.take_from(flow, &server, now) else { continue };
             if charges {
-                self.shares.is_served(&flow, self.nanos(now));
-                server.hold(Holder { flow, since: now });
+                let since = self.shares.is_served(&flow, self.nanos(now));
+                server.hold(Holder { flow, since });
             } else {
                 self.shares.gives_up(&flow, self.nanos(now));
             }

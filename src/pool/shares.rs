@@ -7,10 +7,12 @@
 //! Queuing for Multi-Tenant Cloud Services", SIGCOMM 2016). Long transactions do not win by being few.
 //!
 //! A flow that was idle begins at the virtual time of those who are served: it gets the next server, and nothing for the
-//! time when it asked for none.
+//! time when it asked for none. The time in which PostgreSQL answers nobody is charged to nobody ([`super::clock`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
+
+use super::clock::Clock;
 
 /// Nanoseconds since some moment that never changes.
 pub type Nanos = u64;
@@ -20,6 +22,17 @@ type Virtual = u128;
 
 /// How many of the last transactions the estimate of the next one's cost follows, as a power of two.
 const MEMORY: u32 = 3;
+
+/// Where several hold servers, this long after one of them was given back PostgreSQL is taken to answer nobody; longer by twice what
+/// their transactions usually take.
+const SILENCE: Nanos = 100_000_000;
+
+/// When a server was taken: by the clock on the wall, and by that of server time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Since {
+    wall: Nanos,
+    served: Nanos,
+}
 
 /// A flow's rights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +59,9 @@ pub struct Shares<K> {
     looked_at: Nanos,
     /// Of equals, who came first.
     arrivals: u64,
+    clock: Clock,
+    /// How many flows hold servers.
+    holding: usize,
 }
 
 type Place = (Virtual, u64, usize);
@@ -77,6 +93,8 @@ impl<K: Hash + Eq + Clone> Default for Shares<K> {
             virtual_time: 0,
             looked_at: 0,
             arrivals: 0,
+            clock: Clock::default(),
+            holding: 0,
         }
     }
 }
@@ -84,6 +102,7 @@ impl<K: Hash + Eq + Clone> Default for Shares<K> {
 impl<K: Hash + Eq + Clone> Shares<K> {
     /// One more of a flow waits.
     pub fn waits(&mut self, key: &K, share: Share, now: Nanos) {
+        let now = self.served(now);
         let at = self.wake(key, share, now);
         self.flows[at].waits += 1;
         self.list(at, now);
@@ -91,6 +110,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
 
     /// One of a flow waits no longer, and was not served.
     pub fn gives_up(&mut self, key: &K, now: Nanos) {
+        let now = self.served(now);
         let Some(&at) = self.index.get(key) else { return };
         self.flows[at].waits = self.flows[at].waits.saturating_sub(1);
         self.list(at, now);
@@ -99,6 +119,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     /// Who is to have the next server: of those that wait and may hold one more, the one that has attained least for its
     /// weight.
     pub fn next(&mut self, now: Nanos) -> Option<K> {
+        let now = self.served(now);
         loop {
             let place = self.ready.pop_first()?;
             let at = place.2;
@@ -115,6 +136,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
 
     /// Those that come next, and have attained hardly more than the first: at most `slack` for a weight of 1.
     pub fn near(&self, now: Nanos, slack: Nanos) -> impl Iterator<Item = K> {
+        let now = self.served(now);
         let first = self.ready.first().map_or(0, |place| self.flows[place.2].attained(now));
         let most = first + (u128::from(slack) << 16);
         self.ready
@@ -123,35 +145,45 @@ impl<K: Hash + Eq + Clone> Shares<K> {
             .map(|place| self.flows[place.2].key.clone())
     }
 
-    /// One of a flow that waits is served.
-    pub fn is_served(&mut self, key: &K, now: Nanos) {
-        self.goes_on(now);
-        let Some(&at) = self.index.get(key) else { return };
-        self.flows[at].waits = self.flows[at].waits.saturating_sub(1);
-        self.hold(at, now);
+    /// One of a flow that waits is served. From when on.
+    pub fn is_served(&mut self, key: &K, now: Nanos) -> Since {
+        let since = self.begins(now);
+        self.goes_on(since.served);
+        if let Some(&at) = self.index.get(key) {
+            self.flows[at].waits = self.flows[at].waits.saturating_sub(1);
+            self.hold(at, since.served);
+        }
+        since
     }
 
-    /// A flow is given a server without having waited. Whether it may hold one more.
-    pub fn takes(&mut self, key: &K, share: Share, now: Nanos) -> bool {
-        let at = self.wake(key, share, now);
+    /// A flow is given a server without having waited. From when on; none if it may hold no more.
+    pub fn takes(&mut self, key: &K, share: Share, now: Nanos) -> Option<Since> {
+        let since = self.begins(now);
+        let at = self.wake(key, share, since.served);
         if self.flows[at].holds >= share.servers {
-            self.list(at, now);
-            return false;
+            self.list(at, since.served);
+            return None;
         }
-        self.hold(at, now);
-        true
+        self.hold(at, since.served);
+        Some(since)
     }
 
     /// A flow gives back a server that it took at `since`.
-    pub fn gives_back(&mut self, key: &K, since: Nanos, now: Nanos) {
+    pub fn gives_back(&mut self, key: &K, since: Since, now: Nanos) {
+        self.clock.stirs(now, self.patience(now));
+        let (wall, now) = (now, self.served(now));
         self.goes_on(now);
         let Some(&at) = self.index.get(key) else { return };
         let flow = &mut self.flows[at];
-        let took = now.saturating_sub(since);
-        flow.charged += flow.scaled(u128::from(took));
-        flow.holds = flow.holds.saturating_sub(1);
-        flow.since = flow.since.saturating_sub(u128::from(since));
+        flow.charged += flow.scaled(u128::from(now.saturating_sub(since.served)));
+        flow.since = flow.since.saturating_sub(u128::from(since.served));
+        // By the wall: what takes long may be all that there is.
+        let took = wall.saturating_sub(since.wall);
         flow.usual = flow.usual - (flow.usual >> MEMORY) + (took >> MEMORY);
+        if flow.holds == 1 {
+            self.holding -= 1;
+        }
+        flow.holds = flow.holds.saturating_sub(1);
         self.list(at, now);
     }
 
@@ -186,6 +218,29 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
+    }
+
+    /// What the clock of server time shows.
+    fn served(&self, now: Nanos) -> Nanos {
+        self.clock.shows(now, self.patience(now))
+    }
+
+    /// Somebody takes a server.
+    fn begins(&mut self, now: Nanos) -> Since {
+        // Where nobody else holds one, nothing is overdue.
+        if self.holding < 2 {
+            self.clock.stirs(now, Nanos::MAX);
+        }
+        Since { wall: now, served: self.served(now) }
+    }
+
+    /// For how long nobody may be done until PostgreSQL is taken to answer nobody.
+    fn patience(&self, now: Nanos) -> Nanos {
+        if self.holding < 2 || self.clock.silence(now) <= SILENCE {
+            return Nanos::MAX;
+        }
+        let usual = self.flows.iter().filter(|flow| flow.holds > 0).map(|flow| flow.usual).max();
+        SILENCE.saturating_add(usual.unwrap_or(0).saturating_mul(2))
     }
 
     /// A flow that is about to want something. One that wanted nothing so far begins now.
@@ -239,6 +294,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     fn hold(&mut self, at: usize, now: Nanos) {
         let flow = &mut self.flows[at];
         self.virtual_time = self.virtual_time.max(flow.attained(now));
+        self.holding += usize::from(flow.holds == 0);
         flow.holds += 1;
         flow.since += u128::from(now);
         self.list(at, now);

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::holder::Holder;
 use super::lease::{Pool, State};
 use super::queue::{Queue, Turn, Wants};
 use super::server::{Idle, Resting as _, Shard, TermsDigest};
@@ -120,9 +119,7 @@ impl Pool {
     ) -> Idle {
         let mut server = state.idle.remove(index);
         if self.charges() {
-            let now = Instant::now();
-            state.waiting.takes(who, now);
-            server.hold(Holder { flow: who.flow, since: now });
+            state.waiting.takes(who, Instant::now()).into_iter().for_each(|holder| server.hold(holder));
         }
         let needs_clean = match &server {
             Idle::Used(used) => !used.serves(terms.digest(), now) && !used.may_switch(terms),

@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::{Nanos, Share, Shares};
+use super::{Nanos, SILENCE, Share, Shares, Since};
 
 const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MILLISECOND;
@@ -43,7 +43,7 @@ enum Event {
     /// A client of an organization wants a server.
     Asks(usize),
     /// One that has had one since then is done.
-    Ends(usize, Nanos),
+    Ends(usize, Since),
 }
 
 /// The line of one organization: when each of its clients began to wait.
@@ -124,7 +124,7 @@ impl Simulation {
                 Event::Ends(who, since) => {
                     self.shares.gives_back(&who, since, now);
                     self.free += 1;
-                    self.outcomes[who].served += now - since;
+                    self.outcomes[who].served += now - since.wall;
                     self.outcomes[who].transactions += 1;
                     let thinks = self.organizations[who].thinks;
                     let thinks = self.random.around(thinks);
@@ -148,13 +148,13 @@ impl Simulation {
     }
 
     fn serve(&mut self, who: usize, now: Nanos) {
-        self.shares.is_served(&who, now);
+        let since = self.shares.is_served(&who, now);
         self.free -= 1;
-        let since = self.lines[who].pop_front().unwrap();
-        self.outcomes[who].waits.push(now - since);
+        let asked = self.lines[who].pop_front().unwrap();
+        self.outcomes[who].waits.push(now - asked);
         let Organization { takes, is_steady, .. } = self.organizations[who];
         let takes = if is_steady { takes } else { self.random.around(takes) };
-        self.push(now + takes.max(1), Event::Ends(who, now));
+        self.push(now + takes.max(1), Event::Ends(who, since));
     }
 
     /// No server is idle while somebody waits who may have it, and nobody holds more than it may.
@@ -247,8 +247,8 @@ fn the_past_gives_no_rights() {
     let hour = 3_600 * SECOND;
     // One works for an hour alone.
     for n in 0..3_600 {
-        assert!(shares.takes(&"worker", ALL, n * SECOND));
-        shares.gives_back(&"worker", n * SECOND, (n + 1) * SECOND);
+        let since = shares.takes(&"worker", ALL, n * SECOND).unwrap();
+        shares.gives_back(&"worker", since, (n + 1) * SECOND);
     }
     // From then on both want the only server, and each has every other turn.
     let (mut now, mut turns) = (hour, Vec::new());
@@ -257,8 +257,8 @@ fn the_past_gives_no_rights() {
     }
     for _ in 0..10 {
         let who = shares.next(now).unwrap();
-        shares.is_served(&who, now);
-        shares.gives_back(&who, now, now + SECOND);
+        let since = shares.is_served(&who, now);
+        shares.gives_back(&who, since, now + SECOND);
         now += SECOND;
         turns.push(who);
     }
@@ -299,9 +299,55 @@ fn nobody_starves_among_thousands() {
 fn what_rests_is_forgotten() {
     let shares = &mut Shares::default();
     for n in 0..10_000_u64 {
-        assert!(shares.takes(&n, ALL, n * MILLISECOND));
-        shares.gives_back(&n, n * MILLISECOND, (n + 1) * MILLISECOND);
+        let since = shares.takes(&n, ALL, n * MILLISECOND).unwrap();
+        shares.gives_back(&n, since, (n + 1) * MILLISECOND);
     }
     assert!(shares.len() < 10, "{} are remembered", shares.len());
     assert!(shares.flows.len() < 10);
+}
+
+/// While PostgreSQL is frozen, who holds a server has nothing of it, and comes after nobody for that.
+#[test]
+fn what_a_frozen_server_takes_is_charged_to_nobody() {
+    let shares = &mut Shares::default();
+    let mut now = SECOND;
+    let held = ["one", "other"].map(|who| (who, shares.takes(&who, ALL, now).unwrap()));
+    // Those who had none, and are to wait no longer than they.
+    for who in ["late", "late", "one", "other"] {
+        shares.waits(&who, ALL, now + MILLISECOND);
+    }
+    now += 5 * SECOND;
+    for (who, since) in held {
+        shares.gives_back(&who, since, now);
+    }
+    let mut waited = 0;
+    while let Some(who) = shares.next(now) {
+        let since = shares.is_served(&who, now);
+        now += MILLISECOND;
+        waited += u64::from(who == "late");
+        shares.gives_back(&who, since, now);
+        if who != "late" {
+            break;
+        }
+        shares.waits(&"late", ALL, now);
+        assert!(
+            waited <= SILENCE / MILLISECOND + 2,
+            "who held a server waits for {waited} turns of one who did not"
+        );
+    }
+}
+
+/// Where all that there is takes long, it is charged all the same.
+#[test]
+fn long_transactions_are_no_silence() {
+    let organizations = vec![
+        Organization { is_steady: true, ..busy(1, 10, 5 * SECOND) },
+        Organization { is_steady: true, ..busy(1, 10, 5 * SECOND) },
+        busy(1, 10, 20 * MILLISECOND),
+    ];
+    let outcomes = Simulation::new(organizations, 4, 9).run(1_800 * SECOND);
+    for long in [0, 1] {
+        let found = ratio(&outcomes, long, 2);
+        assert!(within(found, 1.0, 0.1), "{found:.3} of the time of short ones");
+    }
 }

@@ -67,7 +67,10 @@ impl Book {
 
     /// From now on each client's next success counts.
     pub fn mark(&self, at: Instant) -> u64 {
-        self.met.lock().unwrap().clear();
+        // What it is at, it is at still.
+        for met in self.met.lock().unwrap().values_mut() {
+            met.drain(..met.len().saturating_sub(1));
+        }
         let mut mark = self.mark.lock().unwrap();
         *mark = (mark.0 + 1, Some(at));
         mark.0
@@ -112,13 +115,13 @@ impl Book {
         }
     }
 
-    /// A client begins with something.
-    pub fn begins(&self, client: usize, what: &str) {
+    /// What a client asks, or is told.
+    pub fn meets(&self, client: usize, what: &str) {
         self.met.lock().unwrap().entry(client).or_default().push((Instant::now(), what.to_owned()));
     }
 
     pub fn error(&self, client: usize, word: String) {
-        self.begins(client, &word);
+        self.meets(client, &word);
         self.errors.lock().unwrap().push((Instant::now(), word));
     }
 

@@ -156,7 +156,7 @@ impl Member {
         while !self.book.is_over.load(Ordering::Relaxed) {
             let mut open = match session.take() {
                 Some(open) => open,
-                None => match Session::open(self.port, &self.token).await {
+                None => match self.signs_in().await {
                     Ok(open) => open,
                     Err(lost) => {
                         self.lost(&lost, "signing in");
@@ -170,7 +170,6 @@ impl Member {
                     }
                 },
             };
-            self.book.begins(self.number, "begins");
             match self.transaction(&mut open).await {
                 Ok(()) => {
                     pause = Duration::from_millis(20);
@@ -192,6 +191,16 @@ impl Member {
                 }
             }
         }
+    }
+
+    async fn signs_in(&mut self) -> Result<Session, Lost> {
+        self.asks("signing in");
+        Session::open(self.port, &self.token).await
+    }
+
+    fn asks(&mut self, what: impl Into<String>) {
+        self.at = what.into();
+        self.book.meets(self.number, &self.at);
     }
 
     fn lost(&self, lost: &Lost, when: &str) {
@@ -253,7 +262,7 @@ impl Member {
             }
             return Err(trouble);
         }
-        self.at = "COMMIT".to_owned();
+        self.asks("COMMIT");
         let answer = session.query("COMMIT").await;
         let settled = self.settle(transfer, answer, "COMMIT");
         self.in_transaction = matches!(settled, Err(Trouble::Lost(_)));
@@ -267,7 +276,7 @@ impl Member {
         is_prepared: bool,
     ) -> Result<(), Trouble> {
         let Transfer { id, payer, payee, amount } = transfer;
-        self.at = "BEGIN".to_owned();
+        self.asks("BEGIN");
         let begun = fine(session.query("BEGIN").await?)?;
         self.in_transaction = true;
         if begun.tags != ["BEGIN"] {
@@ -293,7 +302,7 @@ impl Member {
         let [first, second] =
             steps.map(|(account, amount)| fill(TAKE, &[marker.as_str(), amount.as_str(), account.as_str()]));
         let note = fill(NOTE, &[marker.as_str(), id, payer, payee, amount]);
-        self.at = "all in one text".to_owned();
+        self.asks("all in one text");
         let answer = session.query(&format!("BEGIN; {first}; {second}; {note}; COMMIT")).await;
         if let Ok(answer) = &answer
             && answer.error.is_none()
@@ -312,7 +321,7 @@ impl Member {
     async fn in_one_statement(&mut self, session: &mut Session, transfer: &Transfer) -> Result<(), Trouble> {
         let Transfer { id, payer, payee, amount } = transfer;
         let marker = self.marker();
-        self.at = "one statement".to_owned();
+        self.asks("one statement");
         let answer = session.execute("whole", WHOLE, &[&marker, id, payer, payee, amount]).await;
         if let Ok(answer) = &answer
             && answer.error.is_none()
@@ -344,7 +353,7 @@ impl Member {
     ) -> Result<Answer, Trouble> {
         let marker = self.marker();
         let values = [&[marker.as_str()], values].concat();
-        self.at = format!("{name}, {}", if is_prepared { "prepared" } else { "simple" });
+        self.asks(format!("{name}, {}", if is_prepared { "prepared" } else { "simple" }));
         let answer = match is_prepared {
             true => session.execute(name, sql, &values).await?,
             false => session.query(&fill(sql, &values)).await?,
