@@ -67,7 +67,8 @@ bench: ## throughput, CPU, memory and the goals, side by side with other poolers
 
 migrate-bench: ## pgtenant migrate killed in every step, and on ten million rows under load: stalls, errors, throughput (ARGS="--rows 1000000")
 	@deploy/prerequisites.sh psql
-	MIGRATE_EVERY=1 cargo test --locked --test it -- migrate::killed --nocapture
+	for victim in pgtenant postgres; do \
+	MIGRATE_EVERY=1 MIGRATE_VICTIM=$$victim cargo test --locked --test it -- migrate::killed --nocapture || exit 1; done
 	benches/migrate.sh $(ARGS)
 
 migrate-schemas: ## schemas of real applications, out of Debian's packages, made multi-tenant and back; tests/it/migrate/RESULTS.md

@@ -55,7 +55,7 @@ fn decisions(design: &Design<'_>, out: &mut String) {
         let names: Vec<_> = legacy.iter().map(|role| ident(role)).collect();
         let _ = writeln!(
             out,
-            "- Legacy roles see every row of every organization, past the proxy, until `pgtenant migrate apply --cut-over`: {}.",
+            "- Legacy roles see every row of every organization, past the proxy, until `pgtenant migrate apply --cut-over`, which also puts keys that lead with the organization in the places of theirs: {}.",
             names.join(", ")
         );
     }

@@ -1,7 +1,7 @@
 //! Migrations that are killed again and again.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::desk::{Desk, assert_same, dumped};
@@ -36,25 +36,67 @@ async fn killed_at_any_step_it_goes_on() {
     assert_same(&before, &dumped(&killed).await, 15);
 }
 
+/// Whom SIGKILL ends.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Pgtenant,
+    /// Its server process; all of PostgreSQL ends with it, and recovers.
+    Postgres,
+}
+
+impl Victim {
+    /// `MIGRATE_VICTIM` says which; otherwise any.
+    fn any(dice: &mut Dice) -> Self {
+        match std::env::var("MIGRATE_VICTIM").as_deref() {
+            Ok("postgres") => Self::Postgres,
+            Ok("pgtenant") => Self::Pgtenant,
+            Ok(other) => panic!("MIGRATE_VICTIM={other} is neither postgres nor pgtenant"),
+            Err(_) if dice.roll(4) == 0 => Self::Postgres,
+            Err(_) => Self::Pgtenant,
+        }
+    }
+
+    async fn dies(self, child: &mut Child, database: &Database) {
+        match self {
+            // It may have ended.
+            Self::Pgtenant => drop(child.kill()),
+            Self::Postgres => {
+                let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'pgtenant migrate' LIMIT 1";
+                if let Ok(Some(pid)) = client::value(&database.admin().await, sql).await {
+                    Command::new("kill").args(["-KILL", &pid]).status().unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// A shop in which a role works until the cut-over.
+async fn shop_at_work(shared: &Shared) -> Database {
+    let database = shop(shared).await;
+    let grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO reports";
+    database.admin().await.batch_execute(grant).await.unwrap();
+    database
+}
+
 /// Killed when a step has just begun, the one after the other; it goes on, and from what is left there it also goes back. Every
 /// step is killed where `MIGRATE_EVERY` is 1 (`make migrate-bench`); by default some are, others each time.
 #[tokio::test]
 async fn killed_at_every_step_it_goes_on_or_back() {
     let every: u64 = std::env::var("MIGRATE_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
     let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
-    let (whole, killed) = (shop(&shared).await, shop(&shared).await);
+    let (whole, killed) = (shop_at_work(&shared).await, shop_at_work(&shared).await);
     let before = dumped(&killed).await;
     let desk = Desk::at(&whole);
     desk.done("plan", &[]);
     desk.edit(&format!("{}_tenant", whole.name), "app");
     desk.done("plan", &[]);
-    desk.done("apply", &["--no-backup"]);
+    desk.done("apply", &["--no-backup", "--cut-over"]);
     let expected = without_times(&dumped(&whole).await);
     let desk = Desk { url: killed.url.clone(), ..desk };
     let mut dice = Dice(seed());
     let (mut kills, mut last) = (0, String::new());
     let mut wanted = 1 + dice.roll(every);
-    while let Some(step) = desk.killed_after(&killed, "apply", wanted, &last, &mut dice) {
+    while let Some(step) = desk.killed_after(&killed, wanted, &last, &mut dice).await {
         eventually("nobody at work", async || nobody_works(&shared, &killed).await).await;
         let copy = shared.copy_of(&killed).await;
         let back = Desk { url: copy.url.clone(), folder: tempfile::tempdir().unwrap() };
@@ -100,33 +142,36 @@ fn seed() -> u64 {
 }
 
 impl Desk {
-    /// Runs an action until it has begun so many steps behind `last`, and kills it within a few milliseconds. In which one; none if it
+    /// Runs `apply` until it has begun so many steps behind `last`, and kills it, or PostgreSQL, within a few milliseconds. In which one; none if it
     /// came to its end.
-    fn killed_after(
+    async fn killed_after(
         &self,
         database: &Database,
-        action: &str,
         steps: u64,
         last: &str,
         dice: &mut Dice,
     ) -> Option<String> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
         command
-            .args(["migrate", action, "--no-backup", "--database", &database.url, "--tenancy"])
+            .args(["migrate", "apply", "--no-backup", "--cut-over", "--database", &database.url, "--tenancy"])
             .arg(self.tenancy());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let begun = lines.by_ref().map_while(Result::ok).filter(|line| line.starts_with("00"));
-        let mut begun = begun.filter(|line| line.as_str() > last);
+        // What was done is not told again, and what was being done then is told first.
+        let mut begun = begun.filter(|line| line != last);
         let step = begun.nth(usize::try_from(steps).unwrap() - 1);
+        drop(begun);
+        let mut rest = Vec::new();
         if step.is_some() {
+            let victim = Victim::any(dice);
             std::thread::sleep(Duration::from_micros(dice.roll(3_000)));
-            // It may have ended.
-            let _ = child.kill();
+            victim.dies(&mut child, database).await;
+            rest.push(format!("{victim:?}"));
         }
-        let rest: Vec<_> = lines.map_while(Result::ok).collect();
+        rest.extend(lines.map_while(Result::ok));
         let status = child.wait().unwrap();
-        assert!(status.success() || status.code().is_none(), "{status} {step:?}: {rest:?}");
+        assert!(is_expected(status, &rest), "{status} {step:?}: {rest:?}");
         step
     }
 
@@ -155,26 +200,13 @@ impl Desk {
             longest = if step == last { (2 * longest).min(1_000) } else { 25 };
             last.clone_from(&step);
             std::thread::sleep(Duration::from_millis(dice.roll(longest)));
-            if dice.roll(10) == 0 {
-                // All of PostgreSQL ends with it, and recovers.
-                let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'pgtenant migrate' LIMIT 1";
-                if let Ok(Some(pid)) = client::value(&database.admin().await, sql).await {
-                    Command::new("kill").args(["-KILL", &pid]).status().unwrap();
-                }
-            } else {
-                // It may have ended.
-                let _ = child.kill();
-            }
+            Victim::any(dice).dies(&mut child, database).await;
             let rest: Vec<_> = lines.map_while(Result::ok).collect();
             let status = child.wait().unwrap();
             if status.success() {
                 return kills;
             }
-            assert!(
-                status.code().is_none()
-                    || rest.iter().any(|line| EXPECTED.iter().any(|word| line.contains(word))),
-                "{action} at {step:?}: {status}: {rest:?}"
-            );
+            assert!(is_expected(status, &rest), "{action} at {step:?}: {status}: {rest:?}");
             eventually("PostgreSQL, and nobody at work", async || {
                 let (admin, connection) =
                     tokio_postgres::connect(&shared.server.url(&database.name), tokio_postgres::NoTls)
@@ -193,3 +225,9 @@ impl Desk {
 
 /// What it says where its server process was killed.
 const EXPECTED: [&str; 5] = ["connection closed", "cannot connect", "terminat", "recovery", "57P"];
+
+/// It was killed, or came to its end, or says that PostgreSQL ended.
+fn is_expected(status: ExitStatus, told: &[String]) -> bool {
+    let is_told = || told.iter().any(|line| EXPECTED.iter().any(|word| line.contains(word)));
+    status.success() || status.code().is_none() || is_told()
+}
