@@ -20,6 +20,11 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// The values of each column that it has for rows.
+    pub fn by_column(&self) -> Vec<Vec<&str>> {
+        (0..self.columns.len()).map(|n| self.lines.iter().map(|line| line[n].as_str()).collect()).collect()
+    }
+
     /// Reads it.
     ///
     /// # Errors

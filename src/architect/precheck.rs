@@ -1,10 +1,12 @@
 //! What would make a migration fail later fails before its first step: nothing is changed yet.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use super::apply;
+use super::mapping::Mapping;
 use super::migrate::{Stop, Tell};
-use super::migration::Design;
+use super::migration::{Design, TenantColumn, Tenanted};
 use super::names::{ident, idents};
 use super::treatment::{Otherwise, Source};
 
@@ -80,9 +82,26 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
             ));
         }
         let key = one.table.primary_key().map_or_else(|| "ctid".to_owned(), |key| idents(&key.columns));
-        for column in one.tenant_columns().filter(|_| one.entry.otherwise == Otherwise::Stop) {
+        for column in one.tenant_columns() {
+            let mapping = match column.source {
+                Source::Mapping(file) => design.treatment.mappings.get(file),
+                _ => None,
+            };
+            if let Some(mapping) = mapping {
+                wrong.extend(strangers(client, design, one, column, mapping).await?);
+            }
+            if one.entry.otherwise != Otherwise::Stop {
+                continue;
+            }
+            let given: Vec<Vec<&str>> = mapping.map_or_else(Vec::new, Mapping::by_column);
+            let given: Vec<&(dyn ToSql + Sync)> =
+                given.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
             // What a path leads to is looked at where it leads.
             let missing = match column.source {
+                Source::Mapping(_) => match mapping {
+                    Some(mapping) => format!("NOT {}", is_in(mapping, one)),
+                    None => continue,
+                },
                 Source::Through(columns) if !one.table.are_not_null(columns) => columns
                     .iter()
                     .map(|name| format!("{} IS NULL", ident(name)))
@@ -98,7 +117,7 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
                 "WITH pgtenant_missing AS (SELECT {key} FROM {rows} AS {this} WHERE {missing}) SELECT (SELECT count(*) FROM pgtenant_missing), \
                  (SELECT string_agg(to_jsonb(pgtenant_some)::text, ', ') FROM (SELECT * FROM pgtenant_missing LIMIT 5) AS pgtenant_some)"
             );
-            let row = client.query_one(sql.as_str(), &[]).await?;
+            let row = client.query_one(sql.as_str(), &given).await?;
             let count: i64 = row.get(0);
             if count > 0 {
                 let some: String = row.get(1);
@@ -131,6 +150,58 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
         }
     }
     if wrong.is_empty() { Ok(()) } else { refused(wrong.join("\n")) }
+}
+
+/// That a CSV file has a line for a row, whose columns are parameters.
+fn is_in(mapping: &Mapping, one: &Tenanted<'_>) -> String {
+    let this = ident(&one.table.name.name);
+    let kinds = mapping.columns.iter().enumerate().map(|(n, name)| {
+        let kind = one.table.column(name).map_or("text", |column| column.kind.as_str());
+        format!("${}::text[]::{kind}[]", n + 1)
+    });
+    let (kinds, names) = (kinds.collect::<Vec<_>>().join(", "), idents(&mapping.columns));
+    let on = mapping
+        .columns
+        .iter()
+        .map(|name| format!("pgtenant_mapping.{} = {this}.{}", ident(name), ident(name)));
+    format!(
+        "EXISTS (SELECT FROM unnest({kinds}) AS pgtenant_mapping ({names}) WHERE {})",
+        on.collect::<Vec<_>>().join(" AND ")
+    )
+}
+
+/// Ids of a CSV file that no organization, or project, has.
+async fn strangers(
+    client: &Client,
+    design: &Design<'_>,
+    one: &Tenanted<'_>,
+    column: &TenantColumn<'_>,
+    mapping: &Mapping,
+) -> Result<Option<String>, Stop> {
+    let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
+    let (tenants, table, is_new) = match is_project {
+        true => (&design.treatment.projects, &design.projects, design.makes_projects),
+        false => (&design.treatment.organizations, &design.organizations, design.makes_organizations),
+    };
+    // What is made has the default one in it, and whom else the file names is looked at once it is there.
+    if is_new {
+        return Ok(None);
+    }
+    let sql = format!(
+        "SELECT count(*), min(id::text) FROM (SELECT DISTINCT id FROM unnest($1::text[]::{}[]) AS given (id)) AS pgtenant_given \
+         WHERE NOT EXISTS (SELECT FROM {table} AS tenant WHERE tenant.{} = pgtenant_given.id)",
+        tenants.kind.sql(),
+        ident(&tenants.id)
+    );
+    let ids: Vec<&str> = mapping.lines.iter().filter_map(|line| line.last()).map(String::as_str).collect();
+    let row = client.query_one(sql.as_str(), &[&ids]).await?;
+    let (count, first): (i64, Option<String>) = (row.get(0), row.get(1));
+    Ok(first.map(|first| {
+        format!(
+            "{count} ids that rows of {} would find are not in {table}, the first of them {first}: insert them, or correct the file and plan again",
+            one.table.name
+        )
+    }))
 }
 
 /// Whether there is room for so many more bytes, where this machine is the server's; elsewhere it is told how much is needed.

@@ -22,6 +22,15 @@ async fn number(database: &Database, sql: &str) -> String {
     client::value(&database.admin().await, sql).await.unwrap().unwrap()
 }
 
+/// `apply` ends with all of this told.
+fn refused_by(desk: &Desk, told: &[&str]) {
+    let ran = desk.run("apply", &["--no-backup"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    for part in told {
+        assert!(ran.err.contains(part), "{part}: {ran:?}");
+    }
+}
+
 #[tokio::test]
 async fn rows_that_a_file_does_not_know_stop_it_or_are_put_in_quarantine() {
     let (database, desk) = agency().await;
@@ -39,20 +48,45 @@ async fn rows_that_a_file_does_not_know_stop_it_or_are_put_in_quarantine() {
     std::fs::write(&file, "account_name,id\naccount 1,1\naccount 2,2\n\"account 3\",3\naccount 4, 4\n")
         .unwrap();
     desk.done("plan", &[]);
-    let stopped = desk.run("apply", &["--no-backup"]);
-    assert_eq!(stopped.code, 1, "{stopped:?}");
-    for part in [
-        "20 rows of public.events do not find their organization_id",
-        "{\"id\": 4}",
-        "otherwise = \"quarantine\"",
-        "migrate apply goes on",
-        "rollback goes back",
-    ] {
-        assert!(stopped.err.contains(part), "{part}: {stopped:?}");
-    }
+    refused_by(
+        &desk,
+        &[
+            "20 rows of public.events would find no organization_id, the first of them {\"id\": 4}",
+            "nothing was changed",
+        ],
+    );
+    std::fs::write(
+        &file,
+        "account_name,id\naccount 1,1\naccount 2,2\naccount 3,3\naccount 4,4\naccount 5,77\n",
+    )
+    .unwrap();
+    desk.done("plan", &[]);
+    refused_by(&desk, &["1 ids", "public.events", "are not in public.accounts, the first of them 77"]);
+    std::fs::write(&file, "account_name,id\naccount 1,one\n").unwrap();
+    desk.done("plan", &[]);
+    refused_by(&desk, &["invalid input syntax for type", "one"]);
+    assert_same(&before, &dumped(&database).await, 15);
+    // They were there when it was looked, and are not when they are needed.
+    let expression = "(SELECT a.id FROM accounts AS a WHERE a.name = account_name \
+                      AND (account_name <> 'account 5' OR to_regnamespace('pgtenant') IS NULL))";
+    desk.edit("mapping = \"accounts.csv\"", &format!("expression = \"{expression}\""));
+    desk.done("plan", &[]);
+    refused_by(
+        &desk,
+        &[
+            "20 rows of public.events do not find their organization_id",
+            "{\"id\": 4}",
+            "otherwise = \"quarantine\"",
+            "migrate apply goes on",
+            "rollback goes back",
+        ],
+    );
     // As it was told: back, another word in the file, and again.
     desk.done("rollback", &[]);
     assert_same(&before, &dumped(&database).await, 15);
+    desk.edit(&format!("expression = \"{expression}\""), "mapping = \"accounts.csv\"");
+    std::fs::write(&file, "account_name,id\naccount 1,1\naccount 2,2\n\"account 3\",3\naccount 4, 4\n")
+        .unwrap();
     desk.edit("mapping = \"accounts.csv\" }", "mapping = \"accounts.csv\" }\notherwise = \"quarantine\"");
     told(&["public.events", "there is no [quarantine]"]);
     desk.edit("\n[default]\n", "\n[quarantine]\norganization = \"99\"\nproject = \"99\"\n\n[default]\n");
