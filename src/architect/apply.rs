@@ -139,7 +139,10 @@ pub async fn back(
     let lines = ledger::read(client).await?;
     let mut by_id: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
     undo.iter().for_each(|step| by_id.entry(&step.id).or_default().push(step));
-    let mut done: Vec<&Line> = lines.values().filter(|line| line.id.as_str() > keep).collect();
+    // With it goes all that was done later: the cut-over, of 004, stands upon 005.
+    let first = lines.values().filter(|line| line.id.as_str() > keep).map(|line| line.number).min();
+    let mut done: Vec<&Line> =
+        lines.values().filter(|line| first.is_some_and(|first| line.number >= first)).collect();
     done.sort_by_key(|line| std::cmp::Reverse(line.number));
     let of = done.len();
     for (number, line) in done.into_iter().enumerate() {

@@ -154,7 +154,12 @@ const CUT_OVER_FILE: &str = "004_multi_tenant_rls_policies.cut_over";
 fn files_of(parts: &[(Part, Vec<Move>)]) -> Vec<(&'static str, &[Move])> {
     let mut files: Vec<(&str, &[Move])> = Vec::new();
     for (part, moves) in parts {
-        let is_last = |one: &Move| one.step.title.starts_with(migration::CUT_OVER);
+        // In 004 keys change places at the cut-over only, and before it.
+        let is_last = |one: &Move| {
+            *part == Part::Policies
+                && (one.step.title.starts_with(migration::CUT_OVER)
+                    || one.step.title.ends_with(migration::LEADS))
+        };
         match moves.iter().position(is_last) {
             Some(at) => files.extend([(part.file(), &moves[..at]), (CUT_OVER_FILE, &moves[at..])]),
             None => files.push((part.file(), moves)),

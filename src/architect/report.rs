@@ -39,7 +39,7 @@ pub fn markdown(design: &Design<'_>, parts: &[(Part, Vec<Move>)]) -> String {
     }
     let _ = write!(
         out,
-        "\nA step waits for a lock for 0.2 s and tries again, so that nobody queues behind it for longer. CREATE INDEX CONCURRENTLY waits for transactions that are older, \
+        "\nA step waits for a lock for 0.1 s and tries again, so that nobody queues behind it for longer. CREATE INDEX CONCURRENTLY waits for transactions that are older, \
          and nobody queues behind it.\n\n## Then\n\n\
          - `pgtenant migrate apply`: a backup first, then the steps. Stopped at any point, it goes on.\n\
          - `pgtenant install --config pgtenant.toml`: the seal's key, which is in no file here.\n\

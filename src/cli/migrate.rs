@@ -47,7 +47,8 @@ pub(super) enum Action {
         /// Restore the backup into a database of its own, count its rows, and drop it again. Nobody should write meanwhile.
         #[arg(long, conflicts_with = "no_backup")]
         restore_test: bool,
-        /// Go all the way: legacy roles see no row without a context any more, nor do the tables' owners.
+        /// Go all the way: keys that lead with the organization take the places of the others (until then, what is unique is so among all
+        /// organizations), and legacy roles see no row without a context any more, nor do the tables' owners.
         #[arg(long)]
         cut_over: bool,
     },

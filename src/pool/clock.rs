@@ -14,15 +14,19 @@ pub struct Clock {
     stood: Nanos,
 }
 
+/// For how long it stands still at most, in one silence: what is longer may be long transactions that nobody knew of.
+const LONGEST: Nanos = 1_500_000_000;
+
 impl Clock {
     /// For how long nothing has happened.
     pub fn silence(&self, now: Nanos) -> Nanos {
         now.saturating_sub(self.stirred)
     }
 
-    /// What it shows: it stands still when nothing has happened for longer than `patience`.
+    /// What it shows: it stands still for a while when nothing has happened for longer than `patience`.
     pub fn shows(&self, now: Nanos, patience: Nanos) -> Nanos {
-        self.stirred + self.silence(now).min(patience) - self.stood
+        let silence = self.silence(now);
+        self.stirred + silence.min(patience.max(silence.saturating_sub(LONGEST))) - self.stood
     }
 
     /// Something happens, and it goes on.
@@ -35,7 +39,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use super::Clock;
+    use super::{Clock, LONGEST};
 
     #[test]
     fn it_never_goes_back_and_stands_still_only_in_silence() {
@@ -50,5 +54,10 @@ mod tests {
         assert_eq!(clock.shows(100, 10), 15);
         clock.stirs(200, u64::MAX);
         assert_eq!(clock.shows(200, 10), 115);
+        // But not for ever.
+        assert_eq!(
+            [210, 200 + LONGEST, 210 + LONGEST, 220 + LONGEST].map(|now| clock.shows(now, 10)),
+            [125, 125, 125, 135]
+        );
     }
 }

@@ -27,6 +27,9 @@ const MEMORY: u32 = 3;
 /// their transactions usually take.
 const SILENCE: Nanos = 100_000_000;
 
+/// So many organizations that hold servers are several.
+const SEVERAL: usize = 3;
+
 /// When a server was taken: by the clock on the wall, and by that of server time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Since {
@@ -227,16 +230,13 @@ impl<K: Hash + Eq + Clone> Shares<K> {
 
     /// Somebody takes a server.
     fn begins(&mut self, now: Nanos) -> Since {
-        // Where nobody else holds one, nothing is overdue.
-        if self.holding < 2 {
-            self.clock.stirs(now, Nanos::MAX);
-        }
+        self.clock.stirs(now, self.patience(now));
         Since { wall: now, served: self.served(now) }
     }
 
     /// For how long nobody may be done until PostgreSQL is taken to answer nobody.
     fn patience(&self, now: Nanos) -> Nanos {
-        if self.holding < 2 || self.clock.silence(now) <= SILENCE {
+        if self.holding < SEVERAL || self.clock.silence(now) <= SILENCE {
             return Nanos::MAX;
         }
         let usual = self.flows.iter().filter(|flow| flow.holds > 0).map(|flow| flow.usual).max();

@@ -26,6 +26,9 @@ async fn follow(primary: &Shared) -> Throwaway {
         _ => ("pg_backup_start('it', true)", "pg_backup_stop(false)"),
     };
     let admin = primary.admin("postgres").await;
+    // Other tests write a lot: what the standby has not had yet must still be there.
+    admin.batch_execute("ALTER SYSTEM SET wal_keep_size = '4GB'").await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     admin.batch_execute(&format!("SELECT {start}")).await.unwrap();
     copy(&from, &data);
     let label = admin.query_one(&format!("SELECT labelfile FROM {stop}"), &[]).await.unwrap();

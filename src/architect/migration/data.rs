@@ -1,4 +1,4 @@
-//! 005: rows find whose they are; then nothing may be without an organization, and keys lead with it.
+//! 005: rows find whose they are; then nothing may be without an organization, and keys lead with it, or do so at the cut-over.
 
 use super::design::{Design, TenantColumn, Tenanted};
 use super::expand::{self, has_constraint};
@@ -28,6 +28,9 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     design.tables.iter().filter(|one| one.entry.audit).for_each(|one| expand::audit(one, &mut moves));
     moves.all
 }
+
+/// How the titles of the steps end in which keys change places.
+pub const LEADS: &str = "leads with the organization";
 
 /// Keys with the organization take the places of those without. Legacy roles do not ask by organization: while they are at work,
 /// theirs stay.
@@ -285,7 +288,7 @@ fn take_over(design: &Design<'_>, reference: &Reference<'_>, moves: &mut Moves) 
     let (table, name, was) = (&reference.one.table.name, ident(&reference.name), ident(&old.name));
     let definition = old.definition.trim_end_matches(" NOT VALID");
     let step = moves.add(
-        format!("{} of {table} leads with the organization", old.name),
+        format!("{} of {table} {LEADS}", old.name),
         format!("ACCESS EXCLUSIVE on {table} and {}, milliseconds", reference.target),
         How::Transaction,
         vec![if_constrained(
@@ -342,12 +345,8 @@ fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
                 format!("ALTER TABLE {table} DROP CONSTRAINT {was}, {}", using_index(old, &unique.name));
             // The last one is left where this was undone before.
             let swap = expand::if_there(&new, true, &[alter, format!("DROP INDEX IF EXISTS {before}")]);
-            let step = moves.add(
-                format!("{} of {table} leads with the organization", old.name),
-                lock,
-                How::Transaction,
-                vec![swap],
-            );
+            let step =
+                moves.add(format!("{} of {table} {LEADS}", old.name), lock, How::Transaction, vec![swap]);
             step.checked(format!(
                 "SELECT array_length(conkey, 1) = {} FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {}",
                 unique.columns.len(),
@@ -365,7 +364,7 @@ fn swap(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
             let [old, new] = [&index.name, &unique.name].map(|name| Name::new(&table.schema, name));
             moves
                 .add(
-                    format!("{old} leads with the organization"),
+                    format!("{old} {LEADS}"),
                     lock,
                     How::Alone,
                     vec![expand::if_there(

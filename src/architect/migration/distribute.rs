@@ -9,7 +9,7 @@ use crate::architect::names::literal;
 /// SQL for a Citus coordinator, to be run by hand once 003 to 005 are applied (Citus documentation, "Multi-tenant Applications").
 pub fn citus(design: &Design<'_>) -> String {
     let mut out = String::from(
-        "-- Written by pgtenant migrate plan --distribute citus; run it on the coordinator, after 003, 004 and 005.\n-- Tables of an organization \
+        "-- Written by pgtenant migrate plan --distribute citus; run it on the coordinator, after 003, 004 and 005, and the cut-over where there are legacy roles.\n-- Tables of an organization \
          lie together (co-location), so that joins and foreign keys stay on one node.\n\n",
     );
     for table in &design.shared {

@@ -352,7 +352,7 @@ fn unique_index(design: &Design<'_>, unique: &Unique<'_>, moves: &mut Moves) {
         How::Alone,
         vec![keys::concurrently(true, &unique.name, table, &unique.tail)],
     );
-    // 005 gives it the old one's name, and its undoing puts one beside it on the old columns.
+    // 005, or the cut-over, gives it the old one's name, and its undoing puts one beside it on the old columns.
     let old = match unique.replaces {
         Some(Replaced::Constraint(constraint, _)) => &constraint.name,
         Some(Replaced::Index(index)) => &index.name,
@@ -407,7 +407,7 @@ pub(super) fn is_valid(index: &Name) -> String {
     format!("SELECT indisvalid FROM pg_index WHERE indexrelid = {}::regclass", literal(&index.to_string()))
 }
 
-/// Under its own name, or under the old one's, whose place it takes in 005.
+/// Under its own name, or under the old one's, whose place it takes in 005 or at the cut-over.
 fn has_reference(reference: &keys::Reference<'_>) -> String {
     let names = std::iter::once(&reference.name).chain(reference.replaces.map(|old| &old.name));
     format!(

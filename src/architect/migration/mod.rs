@@ -12,6 +12,7 @@ mod sources;
 mod tenants;
 pub mod text;
 
+pub use data::LEADS;
 pub use design::{Design, Mistakes, TenantColumn, Tenanted};
 pub use policies::CUT_OVER;
 pub use sources::mapping_table;

@@ -29,8 +29,9 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     guarded.iter().for_each(|table| policies(design, table, &mut moves));
     views(design, &mut moves);
     if !design.treatment.roles.legacy.is_empty() {
-        cut_over(design, &guarded, &mut moves);
+        // First what may fail: as long as it does, legacy roles go on.
         data::contract(design, &mut moves);
+        cut_over(design, &guarded, &mut moves);
     }
     for table in &guarded {
         let name = &table.name;

@@ -41,6 +41,9 @@ pub struct Ending {
     pub in_transaction: bool,
 }
 
+/// How much is remembered of what a client met.
+const REMEMBERED: usize = 256;
+
 /// What all clients write into.
 #[derive(Default)]
 pub struct Book {
@@ -117,7 +120,12 @@ impl Book {
 
     /// What a client asks, or is told.
     pub fn meets(&self, client: usize, what: &str) {
-        self.met.lock().unwrap().entry(client).or_default().push((Instant::now(), what.to_owned()));
+        let mut met = self.met.lock().unwrap();
+        let met = met.entry(client).or_default();
+        if met.len() >= REMEMBERED {
+            met.drain(..REMEMBERED / 2);
+        }
+        met.push((Instant::now(), what.to_owned()));
     }
 
     pub fn error(&self, client: usize, word: String) {

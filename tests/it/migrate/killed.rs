@@ -85,7 +85,7 @@ async fn killed_at_every_step_it_goes_on_or_back() {
     let every: u64 = std::env::var("MIGRATE_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
     let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
     let (whole, killed) = (shop_at_work(&shared).await, shop_at_work(&shared).await);
-    let before = dumped(&killed).await;
+    let before = without_times(&dumped(&killed).await);
     let desk = Desk::at(&whole);
     desk.done("plan", &[]);
     desk.edit(&format!("{}_tenant", whole.name), "app");
@@ -104,13 +104,13 @@ async fn killed_at_every_step_it_goes_on_or_back() {
             std::fs::copy(entry.path(), back.folder.path().join(entry.file_name())).unwrap();
         }
         back.done("rollback", &[]);
-        assert_same(&before, &dumped(&copy).await, 15);
+        assert_same(&before, &without_times(&dumped(&copy).await), 15);
         drop(copy);
         (kills, last, wanted) = (kills + 1, step, 1 + dice.roll(2 * every - 1));
         println!("killed in {last}");
     }
     println!("{kills} kills");
-    assert!(kills >= 8, "{kills}");
+    assert!(kills * every >= 30, "{kills}");
     assert_same(&expected, &without_times(&dumped(&killed).await), 15);
     desk.done("verify", &[]);
 }
