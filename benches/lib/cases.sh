@@ -181,9 +181,9 @@ report_seal() {
 
 case_hands() {
   case_title="What a change of hands costs, by what its last client sent"
-  tenants inert loud left
+  tenants inert simple block loud left
   case_command=hands_command case_base=inert
-  case_targets=(inert loud left)
+  case_targets=(inert simple block loud left)
 }
 
 # What else the query asks for decides how its server goes to the next organization.
@@ -191,6 +191,7 @@ hands_command() { # way clients seconds
   load_command pgtenant_sealed "$2" "$3"
   case $1 in
     inert) command+=(--also 'length(body)') ;;
+    simple | block) command+=(--also 'length(body)' --way "$1") ;;
     # A name that is not on the list of those that bend no plan.
     loud) command+=(--also 'pg_column_size(body)') ;;
     # What random() gives from then on is left behind.
@@ -246,7 +247,8 @@ report_hands() {
 
 One row under a sealed policy. With 16 clients of 16 organizations a server seldom changes hands, with 100 of whom 16 at a time
 have a transaction nearly always: the difference between the two rows is what that costs. "inert": statements and plans are kept
-(a light switch); "loud": they are dropped (a switch); "left": something was left, and the server is cleaned in a round trip of
+(a light switch), and so with "simple", which asks by a simple query, and "block", which has BEGIN before its prepared statement and COMMIT
+behind; "loud": they are dropped (a switch); "left": something was left, and the server is cleaned in a round trip of
 its own behind every transaction, in the background, whoever is next. CPU time per transaction.
 TEXT
 }

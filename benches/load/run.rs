@@ -36,12 +36,26 @@ pub struct Options {
     /// The application's own way: BEGIN; SET LOCAL this setting to the organization; the row; COMMIT.
     #[arg(long, value_name = "SETTING")]
     set_local: Option<String>,
+    /// How a client asks for its row.
+    #[arg(long, value_enum, default_value_t = Way::Prepared)]
+    way: Way,
     /// An expression that the query has besides the columns of its row.
     #[arg(long, value_name = "EXPRESSION")]
     also: Option<String>,
     /// Require that each client cannot see the row of another organization.
     #[arg(long)]
     isolated: bool,
+}
+
+/// How a client asks for its row.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By a prepared statement.
+    Prepared,
+    /// By a simple query.
+    Simple,
+    /// By a prepared statement between BEGIN and COMMIT, which are simple queries.
+    Block,
 }
 
 #[derive(Default)]
@@ -56,6 +70,9 @@ struct Client {
     organization: Organization,
     /// What goes ahead of the row, if anything does.
     set_local: Option<String>,
+    way: Way,
+    /// The query up to the row's number.
+    sql: String,
 }
 
 pub fn run(options: &Options) -> Result<(), Failure> {
@@ -166,11 +183,11 @@ impl Client {
     async fn open(options: &Options, organization: Organization, foreign_row: u64) -> Result<Self, Failure> {
         let mut connection = Connection::open(&options.target, &organization.password, None).await?;
         let also = options.also.as_ref().map(|also| format!(", {also}")).unwrap_or_default();
-        let sql = format!("SELECT organization_id, body{also} FROM {} WHERE id = $1::bigint", options.table);
-        connection.prepare(&sql).await?;
+        let sql = format!("SELECT organization_id, body{also} FROM {} WHERE id = ", options.table);
+        connection.prepare(&format!("{sql}$1::bigint")).await?;
         let set_local =
             options.set_local.as_ref().map(|name| format!("SET LOCAL {name} = '{}'", organization.id));
-        let mut client = Self { connection, organization, set_local };
+        let mut client = Self { connection, organization, set_local, way: options.way, sql };
         if options.isolated && client.transaction(foreign_row).await?.rows != 0 {
             return Err("a client sees the row of another organization".into());
         }
@@ -178,13 +195,18 @@ impl Client {
     }
 
     async fn transaction(&mut self, row: u64) -> Result<Answer, Failure> {
-        let Some(set_local) = &self.set_local else {
-            return self.connection.row(row, &self.organization.id).await;
-        };
-        self.connection.simple("BEGIN").await?;
-        self.connection.simple(set_local).await?;
+        let own = &self.organization.id;
+        match self.way {
+            Way::Prepared if self.set_local.is_none() => return self.connection.row(row, own).await,
+            Way::Simple => return self.connection.simple(&format!("{}{row}", self.sql), own).await,
+            Way::Prepared | Way::Block => {}
+        }
+        self.connection.simple("BEGIN", "").await?;
+        if let Some(set_local) = &self.set_local {
+            self.connection.simple(set_local, "").await?;
+        }
         let answer = self.connection.row(row, &self.organization.id).await?;
-        self.connection.simple("COMMIT").await?;
+        self.connection.simple("COMMIT", "").await?;
         Ok(answer)
     }
 }

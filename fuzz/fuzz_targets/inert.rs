@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use pgtenant::fuzzing::callable;
 use pgtenant::tenancy::blocks::Block;
-use pgtenant::tenancy::text::Effects;
+use pgtenant::tenancy::text::{Effects, Simple};
 use pgtenant::tenancy::{inert, text};
 use pgtenant_fuzz::postgres;
 use serde_json::Value;
@@ -36,8 +36,23 @@ fuzz_target!(|data: &[u8]| {
         let is_it = matches!(kinds[..], [kind] if kind.as_u64().is_some_and(|kind| expected.contains(&kind)));
         assert!(is_it && statements == ["TransactionStmt"], "{block:?} is {statements:?} {kinds:?}");
     }
+    let simple = text::simple(sql.as_bytes());
+    if matches!(simple, Simple::Reads | Simple::Writes) {
+        check_simple(simple, &statements, &tree);
+    }
     check_effects(&effects, &statements, &tree);
 });
+
+/// What is sent in the extended protocol in the place of a simple query.
+fn check_simple(simple: Simple, statements: &[&str], tree: &Value) {
+    assert!(matches!(statements[..], [kind] if QUERIES.contains(&kind)), "it is {statements:?}");
+    assert!(postgres::nodes(tree, "ParamRef").is_empty(), "it has parameters");
+    let writes = |kind: &&str| !postgres::nodes(tree, kind).is_empty();
+    match simple {
+        Simple::Reads => assert!(!QUERIES[1..].iter().any(writes), "it writes"),
+        _ => assert!(!tree.to_string().contains("\"returning_list\""), "it returns rows"),
+    }
+}
 
 fn check_inert(statements: &[&str], tree: &Value) {
     let kind = match statements {

@@ -89,6 +89,9 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
             };
             if let Some(mapping) = mapping {
                 wrong.extend(strangers(client, design, one, column, mapping).await?);
+                if !has_arrays(mapping, one) {
+                    wrong.extend(misfits(client, one, mapping).await?);
+                }
             }
             if one.entry.otherwise != Otherwise::Stop {
                 continue;
@@ -154,6 +157,35 @@ pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Resu
     if wrong.is_empty() { Ok(()) } else { refused(wrong.join("\n")) }
 }
 
+/// Lines of a CSV file that its table in the database could not have: two that are equal as values of their columns, or one that
+/// is longer than its column.
+async fn misfits(client: &Client, one: &Tenanted<'_>, mapping: &Mapping) -> Result<Option<String>, Stop> {
+    let given = mapping.by_column();
+    let given: Vec<&(dyn ToSql + Sync)> = given.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
+    let (lines, names) = (unnested(mapping, one), idents(&mapping.columns));
+    let is_cut = mapping.columns.iter().map(|name| {
+        let kind = one.table.column(name).map_or("text", |column| &column.kind);
+        format!("{0} IS DISTINCT FROM {0}::{kind}", ident(name))
+    });
+    let sql = format!(
+        "SELECT (SELECT to_jsonb(pgtenant_some)::text FROM (SELECT {names} FROM {lines} GROUP BY {names} HAVING count(*) > 1 LIMIT 1) AS pgtenant_some), \
+         (SELECT to_jsonb(pgtenant_some)::text FROM (SELECT {names} FROM {lines} WHERE {} LIMIT 1) AS pgtenant_some)",
+        is_cut.collect::<Vec<_>>().join(" OR ")
+    );
+    let row = client.query_one(sql.as_str(), &given).await?;
+    let (twice, cut): (Option<String>, Option<String>) = (row.get(0), row.get(1));
+    let table = &one.table.name;
+    Ok(match (twice, cut) {
+        (Some(line), _) => Some(format!(
+            "two lines of the file for {table} are the same {line}: leave one of them in it and plan again"
+        )),
+        (_, Some(line)) => Some(format!(
+            "a line of the file for {table} does not fit into its columns: {line}. Correct it and plan again"
+        )),
+        _ => None,
+    })
+}
+
 fn has_arrays(mapping: &Mapping, one: &Tenanted<'_>) -> bool {
     let columns = mapping.columns.iter().filter_map(|name| one.table.column(name));
     columns.into_iter().any(|column| column.kind.ends_with("[]"))
@@ -173,20 +205,22 @@ fn without_length(kind: &str) -> String {
 /// That a CSV file has a line for a row, whose columns are parameters.
 fn is_in(mapping: &Mapping, one: &Tenanted<'_>) -> String {
     let this = ident(&one.table.name.name);
+    let on = mapping
+        .columns
+        .iter()
+        .map(|name| format!("pgtenant_mapping.{} = {this}.{}", ident(name), ident(name)));
+    format!("EXISTS (SELECT FROM {} WHERE {})", unnested(mapping, one), on.collect::<Vec<_>>().join(" AND "))
+}
+
+/// The lines of a CSV file, whose columns are parameters, as values of the table's types.
+fn unnested(mapping: &Mapping, one: &Tenanted<'_>) -> String {
     let kinds = mapping.columns.iter().enumerate().map(|(n, name)| {
         let kind =
             one.table.column(name).map_or_else(|| "text".to_owned(), |column| without_length(&column.kind));
         format!("${}::text[]::{kind}[]", n + 1)
     });
     let (kinds, names) = (kinds.collect::<Vec<_>>().join(", "), idents(&mapping.columns));
-    let on = mapping
-        .columns
-        .iter()
-        .map(|name| format!("pgtenant_mapping.{} = {this}.{}", ident(name), ident(name)));
-    format!(
-        "EXISTS (SELECT FROM unnest({kinds}) AS pgtenant_mapping ({names}) WHERE {})",
-        on.collect::<Vec<_>>().join(" AND ")
-    )
+    format!("unnest({kinds}) AS pgtenant_mapping ({names})")
 }
 
 /// Ids of a CSV file that no organization, or project, has.

@@ -87,6 +87,21 @@ impl Buffer {
     ///
     /// While the socket has nothing, no memory is held.
     pub fn poll_fill(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_fill_beside(0, stream, cx)
+    }
+
+    /// The same where so many bytes may still be put back. Without room for more, it is pending and wakes nobody.
+    pub fn poll_fill_beside(
+        &mut self,
+        kept: usize,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let unread = self.end - self.start;
+        let Some(room @ 1..) = BUFFER_SIZE.checked_sub(unread + kept) else {
+            debug_assert!(kept > 0, "a full buffer is consumed before it is filled");
+            return Poll::Pending;
+        };
         if self.start > 0
             && self.end == BUFFER_SIZE
             && let Some(bytes) = &mut self.bytes
@@ -96,8 +111,8 @@ impl Buffer {
             self.start = 0;
         }
         let mut bytes = self.bytes.take().unwrap_or_else(take);
-        let mut space = ReadBuf::new(&mut bytes[self.end..]);
-        debug_assert!(space.remaining() > 0, "a full buffer is consumed before it is filled");
+        let end = BUFFER_SIZE.min(self.end + room);
+        let mut space = ReadBuf::new(&mut bytes[self.end..end]);
         let outcome = stream.poll_recv(cx, &mut space);
         let count = space.filled().len();
         self.end += count;

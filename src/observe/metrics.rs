@@ -38,7 +38,7 @@ fn describe() {
     describe_histogram!("pgtenant_query_seconds", "First client byte of a query to its ReadyForQuery.");
     describe_histogram!(
         "pgtenant_phase_seconds",
-        "A query's time by phase: wait (for a server), context (binding), server (PostgreSQL at work), client (reading)."
+        "A query's time by phase: wait (for a server), context (binding, where PostgreSQL answers it by itself), server (PostgreSQL at work), client (reading)."
     );
     describe_counter!("pgtenant_queries_total", "Queries answered: a ReadyForQuery each.");
     describe_counter!("pgtenant_over_budget_total", "Queries that took longer than the budget.");

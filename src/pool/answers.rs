@@ -149,6 +149,13 @@ impl BoundServer {
             if !is_whole && (is_read(header.tag) || is_shape) && header.frame() <= MAX_READ {
                 return Ok(()); // its end comes with the next read
             }
+            // What is told at the end of a transaction follows its command's completion.
+            if matches!(header.tag, tag::READY_FOR_QUERY | tag::PARAMETER_STATUS)
+                && let Some(held) = self.ledger().take_held()
+            {
+                self.set_aside_run(to_client);
+                to_client.extend_from_slice(&held);
+            }
             let provoked = match header.tag {
                 tag::ERROR_RESPONSE => self.ledger().provoked(),
                 _ => None,
@@ -272,6 +279,10 @@ impl BoundServer {
                     ledger.copied(body);
                     heard.completed(body, state, &left);
                     heard.alters |= may_change_results(body);
+                    if let Some(held) = ledger.held() {
+                        held.extend_from_slice(&incoming.filled()[state.run..][..header.frame()]);
+                        return Ok(Verdict::Swallow);
+                    }
                 }
                 Ok(verdict)
             }

@@ -83,6 +83,9 @@ pub enum Special {
         /// It was rewritten, so that PostgreSQL has a statement to drop: its first answer is the proxy's.
         is_rewritten: bool,
     },
+    /// The server gets it as a batch of the extended protocol, up to the Sync; the client gets the answers to a simple
+    /// query. The CommandComplete, held back until the transaction is committed, as PostgreSQL does it.
+    Batch(Vec<u8>),
 }
 
 /// What an SQL-level DEALLOCATE closed.
@@ -159,7 +162,7 @@ impl Due {
             Due::Execute(closed) => Some(closed),
             Due::Query(Some(special)) => match special.as_ref() {
                 Special::Deallocates { closed, .. } => Some(closed),
-                Special::Refused(_) => None,
+                Special::Refused(_) | Special::Batch(_) => None,
             },
             _ => None,
         }
@@ -171,7 +174,7 @@ impl Due {
             Due::Execute(closed) => closed,
             Due::Query(Some(special)) => match special.as_mut() {
                 Special::Deallocates { closed, .. } => closed,
-                Special::Refused(_) => return,
+                Special::Refused(_) | Special::Batch(_) => return,
             },
             _ => return,
         };

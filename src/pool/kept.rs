@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::statement::Statement;
 
-/// For how long an answer holds to the question whether the database has functions that say IMMUTABLE.
+/// For how long an answer holds to the question whether the database has functions that say IMMUTABLE, or rules.
 const ANSWER_HOLDS: Duration = Duration::from_secs(60);
 
 /// What is on a server, as far as the proxy put it there.
@@ -26,6 +26,8 @@ pub struct Kept {
     pub(super) is_standard: bool,
     /// The database has no functions that say IMMUTABLE; known since then.
     is_safe: Option<Instant>,
+    /// It has no rules but those of views for reading (`CREATE RULE`); known since then.
+    has_no_rules: Option<Instant>,
 }
 
 impl Kept {
@@ -76,20 +78,35 @@ impl Kept {
         self.has_own = false;
     }
 
-    /// What the database said of functions that say IMMUTABLE.
-    pub fn is_answered(&mut self, has_none: bool) {
-        self.is_safe = has_none.then(Instant::now);
+    /// What the database said: that it has no functions that say IMMUTABLE, and no rules.
+    pub fn is_answered(&mut self, is_safe: bool, has_no_rules: bool) {
+        self.is_safe = is_safe.then(Instant::now);
+        self.has_no_rules = has_no_rules.then(Instant::now);
+    }
+
+    /// Whether no rule adds to what a statement returns.
+    pub fn has_no_rules(&self) -> bool {
+        holds(self.has_no_rules)
     }
 
     /// Whether plans may be kept, as far as the database is concerned.
     pub fn is_safe(&self) -> bool {
-        self.is_safe.is_some_and(|since| since.elapsed() < ANSWER_HOLDS)
+        holds(self.is_safe)
     }
 
     /// Whether that was so, and has to be asked again.
     pub fn is_in_doubt(&self) -> bool {
         self.is_safe.is_some() && !self.is_safe()
     }
+
+    /// Whether there were no rules, and that has to be asked again.
+    pub fn has_forgotten_rules(&self) -> bool {
+        self.has_no_rules.is_some() && !self.has_no_rules()
+    }
+}
+
+fn holds(since: Option<Instant>) -> bool {
+    since.is_some_and(|since| since.elapsed() < ANSWER_HOLDS)
 }
 
 #[cfg(test)]
@@ -113,12 +130,14 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_safe() {
         let mut kept = Kept::default();
-        assert!(!kept.is_safe() && !kept.is_in_doubt());
-        kept.is_answered(true);
-        assert!(kept.is_safe() && !kept.is_in_doubt());
+        assert!(!kept.is_safe() && !kept.has_no_rules() && !kept.is_in_doubt());
+        kept.is_answered(true, false);
+        assert!(kept.is_safe() && !kept.is_in_doubt() && !kept.has_no_rules() && !kept.has_forgotten_rules());
         kept.is_safe = Instant::now().checked_sub(ANSWER_HOLDS);
         assert!(!kept.is_safe() && kept.is_in_doubt());
-        kept.is_answered(false);
-        assert!(!kept.is_safe() && !kept.is_in_doubt());
+        kept.is_answered(false, true);
+        assert!(!kept.is_safe() && !kept.is_in_doubt() && kept.has_no_rules() && !kept.has_forgotten_rules());
+        kept.has_no_rules = Instant::now().checked_sub(ANSWER_HOLDS);
+        assert!(!kept.has_no_rules() && kept.has_forgotten_rules());
     }
 }

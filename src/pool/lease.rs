@@ -15,6 +15,7 @@ use super::change::PAUSED;
 use super::queue::{Queue, Turn, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
 use super::statement::Registry;
+use super::switch::First;
 use super::terms::Terms;
 use crate::config::{Limits, PoolLimits, PoolMode, SealKeyError};
 use crate::net::dial::{DialError, Dialer};
@@ -191,7 +192,7 @@ impl Pool {
     }
 
     /// Leases a server under `terms`: bound already, or with the binding queued ahead of whatever the client sends.
-    /// `is_plain`: what the client sends first is one batch that may run in a transaction with the binding.
+    /// `first`: what the client sends first.
     /// `gone` resolves when the client has left: then it is not waited for.
     ///
     /// # Errors
@@ -200,7 +201,7 @@ impl Pool {
         self: &Arc<Self>,
         terms: &Terms,
         shard: Shard,
-        is_plain: bool,
+        first: First,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<BoundServer, Unserved> {
         let mut server = self.take(terms, shard, gone).await?;
@@ -217,10 +218,12 @@ impl Pool {
                     kind.increment(1);
                     return Ok(self.bind(clean, terms)?);
                 }
-                Idle::Used(used) if is_plain && used.may_switch(terms) => {
-                    return Ok(self.switch(used, terms)?);
+                Idle::Used(used) if used.may_switch_with(first, terms) => {
+                    return Ok(self.switch(used, terms, first)?);
                 }
-                Idle::Used(used) if may_take_over && used.may_switch(terms) => {
+                Idle::Used(used)
+                    if may_take_over && used.may_switch(terms) && !used.is_to_be_asked_for(first) =>
+                {
                     let sealed = self.seal(used.pid(), terms)?;
                     let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
                     match used.take_over(sealed, terms).await {
@@ -252,19 +255,21 @@ impl Pool {
     }
 
     /// The same where nothing has to be waited for: a server that serves these terms, or a clean one, is idle, or one that
-    /// can be taken over in one batch with what the client sends.
+    /// can be taken over with what the client sends first.
     pub fn lease_at_once(
         self: &Arc<Self>,
         terms: &Terms,
         shard: Shard,
-        is_plain: impl FnOnce() -> bool,
+        first: impl FnOnce() -> First,
     ) -> Option<BoundServer> {
         let now = SystemTime::now();
-        let mut server = match self.take_ready(terms, shard, false, now) {
-            Some(server) => server,
+        let (mut server, first) = match self.take_ready(terms, shard, First::Apart, now) {
+            Some(server) => (server, First::Apart),
             // What the client sends is read only where it matters, and while nobody waits for the pool.
-            None if is_plain() => self.take_ready(terms, shard, true, now)?,
-            None => return None,
+            None => match first() {
+                First::Apart => return None,
+                first => (self.take_ready(terms, shard, first, now)?, first),
+            },
         };
         let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
         if !alive || server.rehome(shard).is_err() {
@@ -276,7 +281,7 @@ impl Pool {
                 metrics.reused.increment(1);
                 Some(used.reuse())
             }
-            Idle::Used(used) => self.switch(used, terms).ok(),
+            Idle::Used(used) => self.switch(used, terms, first).ok(),
             Idle::Clean(clean, _) => {
                 metrics.bound.increment(1);
                 self.bind(clean, terms).ok()
@@ -290,12 +295,14 @@ impl Pool {
         server.bind(sealed, terms).map_err(|unclean| Report::new(Sqlstate::INTERNAL, unclean.to_string()))
     }
 
-    /// Takes a server over from other terms, in one batch with what the client sends.
-    fn switch(&self, server: UsedServer, terms: &Terms) -> Result<BoundServer, Report> {
+    /// Takes a server over from other terms, with what the client sends first.
+    fn switch(&self, server: UsedServer, terms: &Terms, first: First) -> Result<BoundServer, Report> {
         let sealed = self.seal(server.pid(), terms)?;
         let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
         self.settings.metrics.switched.increment(1);
-        server.switch(sealed, terms).map_err(|unclean| Report::new(Sqlstate::INTERNAL, unclean.to_string()))
+        server
+            .switch(sealed, terms, first)
+            .map_err(|unclean| Report::new(Sqlstate::INTERNAL, unclean.to_string()))
     }
 
     /// Binds a server anew for the client that keeps it, where that is due: its seal lapses, or a RESET undid what was

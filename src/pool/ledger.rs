@@ -318,7 +318,7 @@ impl Ledger {
                 return Ok((Verdict::Swallow, None));
             }
             // Answers inside a simple query are its own; ReadyForQuery ends it.
-            Some(Due::Query(_)) => return Ok((Verdict::Pass, None)),
+            Some(Due::Query(_)) => return Ok((self.within_query(kind), None)),
             Some(front) => &*front,
             None => return Err(Violation::Unexpected(kind)),
         };
@@ -386,7 +386,7 @@ impl Ledger {
         match self.due.front_mut() {
             Some(Due::Query(Some(special))) => match special.as_mut() {
                 Special::Deallocates { is_rewritten, .. } => std::mem::take(is_rewritten),
-                Special::Refused(_) => false,
+                Special::Refused(_) | Special::Batch(_) => false,
             },
             _ => false,
         }
@@ -428,6 +428,7 @@ impl Ledger {
                 self.naming -= usize::from(query.names());
                 self.placing -= usize::from(query.places());
                 query.take_deallocated(skipped);
+                self.take_held(); // it was not committed
                 return Verdict::Pass;
             }
             Some(Due::Sync) => return Verdict::Pass,

@@ -34,7 +34,7 @@ use crate::wire::startup::CancelKey;
 use crate::wire::{message, speak, tag};
 
 /// A server that does not acknowledge its cleaning within this time is closed.
-const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prepared statements on one server; past this number it is cleaned, which drops them all.
 const MAX_STATEMENTS: usize = 1_000;
@@ -172,7 +172,7 @@ impl Core {
         answered.await?;
         let is_yes = |column: usize| row.get(column).is_some_and(|text| text == "t");
         self.kept.is_standard = is_yes(0);
-        self.kept.is_answered(is_yes(1));
+        self.kept.is_answered(is_yes(1), is_yes(3));
         Ok(self.binder.expects(is_yes(2)))
     }
 

@@ -9,6 +9,7 @@ use super::server::{Idle, Resting as _, Shard, TermsDigest};
 use super::shares::Share;
 use super::shelf::{self, Choice, Offer};
 use super::supply::MAX_OPENING;
+use super::switch::First;
 use super::terms::Terms;
 use crate::wire::report::{Report, Sqlstate};
 
@@ -70,7 +71,7 @@ impl Pool {
         self: &Arc<Self>,
         terms: &Terms,
         shard: Shard,
-        is_plain: bool,
+        first: First,
         now: SystemTime,
     ) -> Option<Idle> {
         let who = self.wants(terms, shard);
@@ -82,7 +83,7 @@ impl Pool {
         let offers = state.idle.iter().map(|idle| offer(idle, terms.digest(), shard, now));
         let Choice::Take { index, grow: false } = shelf::choose(offers, has_room) else { return None };
         let is_ready = match &state.idle[index] {
-            Idle::Used(used) => used.serves(terms.digest(), now) || is_plain && used.may_switch(terms),
+            Idle::Used(used) => used.serves(terms.digest(), now) || used.may_switch_with(first, terms),
             Idle::Clean(..) => true,
         };
         is_ready.then(|| self.take_idle(&mut state, index, (terms, &who), now))

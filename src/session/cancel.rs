@@ -8,6 +8,7 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 use crate::pool::Pool;
+use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::CancelKey;
 
 /// The minor version of the protocol that has room for more than four bytes.
@@ -45,6 +46,8 @@ struct Running {
     is_binding: bool,
     /// A request came meanwhile.
     is_wanted: bool,
+    /// A request came since the client was given its server.
+    was_asked: bool,
     /// A request was given up on its way: it may still strike whatever the server does next.
     in_doubt: bool,
 }
@@ -102,6 +105,11 @@ impl Cancels {
     }
 }
 
+/// What a client is told whose query was cancelled before PostgreSQL had it.
+pub fn cancelled() -> Report {
+    Report::new(Sqlstate::QUERY_CANCELED, "canceling statement due to user request")
+}
+
 fn random_key(minor: u16) -> Option<CancelKey> {
     let mut pid = [0; 4];
     aws_lc_rs::rand::fill(&mut pid).ok()?;
@@ -124,6 +132,7 @@ impl InFlight {
     fn begin(handle: Arc<ClientHandle>) -> Option<Self> {
         let target = {
             let mut running = handle.lock();
+            running.was_asked = true;
             if running.in_flight {
                 tracing::debug!("a cancel request while one is on its way");
                 return None;
@@ -196,7 +205,12 @@ impl ClientHandle {
     pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
         let mut running = self.lock();
         running.target = Some((pool.clone(), server.clone()));
-        running.is_binding = is_binding;
+        (running.is_binding, running.was_asked) = (is_binding, false);
+    }
+
+    /// Whether a request came since the client was given its server.
+    pub fn was_asked(&self) -> bool {
+        self.lock().was_asked
     }
 
     /// What the client sent runs from now on, and a request that came early is sent on.

@@ -10,6 +10,7 @@ use super::reported::Reported;
 use super::requests::Requests;
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
+use crate::pool::switch::First;
 
 /// What a turn needs of its client.
 pub struct Client {
@@ -39,16 +40,16 @@ impl Client {
         self.reported.has_standard_strings()
     }
 
-    /// What it has sent up to its first Sync.
+    /// What it has sent up to its first Sync or simple query.
     pub fn first_batch(&self) -> &[u8] {
         plain::first_batch(self.incoming.filled())
     }
 
-    /// Whether what it sends first may share its transaction with the binding of its server, in this generation of the
-    /// schema.
-    pub fn is_plain_batch(&self, generation: u64) -> bool {
-        self.has_standard_strings()
-            && !self.runs_again
-            && self.requests.is_plain_batch(self.incoming.filled(), &self.statements, generation)
+    /// What it sends first, in this generation of the schema.
+    pub fn first(&self, generation: u64) -> First {
+        if !self.has_standard_strings() || self.runs_again {
+            return First::Apart;
+        }
+        self.requests.first(self.incoming.filled(), &self.statements, generation)
     }
 }

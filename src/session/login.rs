@@ -29,6 +29,7 @@ use crate::net::tls::Shown;
 use crate::observe::log;
 use crate::observe::metrics::sign_in;
 use crate::pool::server::Shard;
+use crate::pool::switch::First;
 use crate::pool::{Pool, Terms, Unserved};
 use crate::tenancy::context::{TenantContext, Wanted};
 use crate::tenancy::settings::{self, Settings};
@@ -315,7 +316,7 @@ impl Login {
             if let Some(told) = pool.tried(key) {
                 parameters.extend(told.iter().cloned());
             } else {
-                let server = pool.lease(terms, self.shard, false, &mut pending()).await?;
+                let server = pool.lease(terms, self.shard, First::Apart, &mut pending()).await?;
                 let told = turn::settle(pool, server).await?.unwrap_or_default();
                 parameters.extend(told.iter().cloned());
                 pool.remember_trial(key, told);

@@ -12,6 +12,7 @@ use crate::net::buffer::Buffer;
 use crate::pool::due::{Deallocated, Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::{Registry, Statement};
+use crate::pool::switch::Switch;
 use crate::tenancy::inert;
 use crate::tenancy::stakes::Stake;
 use crate::tenancy::statements::OWN_PREFIX;
@@ -134,13 +135,16 @@ impl Message<'_> {
             return Ok(Taken::Done);
         }
         let Some(which) = effects.deallocates.filter(|_| mode != PoolMode::Session) else {
-            return match self.server.ledger().is_quiet() && inert::read(self.body(incoming)).is_inert {
-                true => {
-                    self.server.ledger().push_inert_query();
-                    self.stream(incoming, None)
-                }
-                false => self.stream(incoming, Some(Due::Query(None))),
-            };
+            let body = self.body(incoming);
+            let is_inert = self.server.ledger().is_quiet() && inert::read(body).is_inert;
+            if self.server.ledger().switch() == Switch::Open {
+                speak::query_as_batch(body, self.server.outgoing());
+                self.server.ledger().push_query(Some(Special::Batch(Vec::new())), is_inert);
+                incoming.consume(self.header.frame());
+                return Ok(Taken::Done);
+            }
+            self.server.ledger().push_query(None, is_inert);
+            return self.stream(incoming, None);
         };
         let closed = self.deallocate(&which);
         let is_rewritten = which != Deallocates::All && effects.statements == 1 && !closed.names.is_empty();

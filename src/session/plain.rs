@@ -1,12 +1,35 @@
-//! Whether what a client sends may share its transaction with the binding of its server.
+//! Whether what a client sends may go to a server together with its binding.
 
 use super::prepared::ClientStatements;
 use super::requests::Requests;
-use crate::tenancy::text;
+use crate::pool::switch::First;
+use crate::tenancy::text::{self, Simple};
+use crate::tenancy::token_command;
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::tag;
 
 impl Requests {
+    /// What the client has sent first. String constants are read as standard ones.
+    pub fn first(&self, bytes: &[u8], statements: &ClientStatements, generation: u64) -> First {
+        let query = match peek(bytes) {
+            Ok(Some(header)) if header.tag == tag::QUERY => bytes.get(HEADER..header.frame()),
+            _ if self.is_plain_batch(bytes, statements, generation) => return First::Batch,
+            _ => None,
+        };
+        match query.and_then(split_cstr) {
+            // A token's commands never reach a server as they are.
+            Some((text, [])) if self.is_between_messages() && token_command::read(text, true).is_none() => {
+                match text::simple(text) {
+                    Simple::Reads => First::Read,
+                    Simple::Writes => First::Write,
+                    Simple::Begins => First::Begin,
+                    Simple::Other => First::Apart,
+                }
+            }
+            _ => First::Apart,
+        }
+    }
+
     /// Whether the client has sent one whole batch of the extended protocol, up to its Sync, that executes nothing but
     /// queries which neither know nor care whether something precedes them in their transaction: SELECT, INSERT, UPDATE
     /// and their kin; BEGIN, VACUUM and CALL do care. String constants are read as standard ones.
@@ -53,7 +76,7 @@ impl Requests {
     }
 }
 
-/// Whole messages up to the first Sync, or all that are there.
+/// Whole messages up to the first Sync or simple query, or all that are there.
 pub(super) fn first_batch(bytes: &[u8]) -> &[u8] {
     let mut end = 0;
     while let Ok(Some(header)) = peek(&bytes[end..]) {
@@ -61,7 +84,7 @@ pub(super) fn first_batch(bytes: &[u8]) -> &[u8] {
             break;
         }
         end += header.frame();
-        if header.tag == tag::SYNC {
+        if matches!(header.tag, tag::SYNC | tag::QUERY) {
             break;
         }
     }

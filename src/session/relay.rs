@@ -12,7 +12,7 @@ use bytes::BytesMut;
 
 use super::accounts::Attendance;
 use super::bar::Bar;
-use super::cancel::Registered;
+use super::cancel::{Registered, cancelled};
 use super::client::Client;
 use super::desk::{Desk, Standing};
 use super::farewell;
@@ -26,6 +26,7 @@ use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
 use crate::pool::server::{BoundServer, Shard};
+use crate::pool::switch::First;
 use crate::pool::{Pool, Terms, Unserved};
 use crate::tenancy::settings::Settings;
 use crate::wire::frame::peek;
@@ -256,7 +257,7 @@ impl Relay {
                 server
             }
             // Boxed: most of the time there is no waiting.
-            None => match self.pool.lease_at_once(&self.terms, self.shard, || self.is_plain_batch()) {
+            None => match self.pool.lease_at_once(&self.terms, self.shard, || self.first()) {
                 Some(server) => server,
                 None => match Box::pin(self.lease()).await {
                     Ok(server) => server,
@@ -283,7 +284,8 @@ impl Relay {
 
     fn begin(&mut self, mut server: BoundServer, revocations: u64, started: Instant) -> Turn<'_> {
         server.told_its_client(self.registered.key.pid);
-        let is_binding = server.ledger().is_binding();
+        // A request to cancel a batch that the binding shares strikes either, and neither runs then.
+        let is_binding = server.ledger().is_binding() && !server.ledger().switch().shares_batch();
         self.registered.handle.runs_on(&self.pool, server.cancel_key(), is_binding);
         self.client.requests.begin(self.client.has_standard_strings(), self.batch.is_some());
         let reported = &self.client.reported;
@@ -357,6 +359,10 @@ impl Relay {
             }
             End::Again => {
                 let _ = handle.runs_nothing().await;
+                if handle.was_asked() {
+                    self.batch_over(true);
+                    return Box::pin(self.refuse(&cancelled())).await;
+                }
                 Ok(())
             }
             End::Failed(report) => {
@@ -376,13 +382,16 @@ impl Relay {
         }
     }
 
-    fn is_plain_batch(&self) -> bool {
-        self.client.is_plain_batch(self.pool.registry().generation())
+    fn first(&self) -> First {
+        if self.pool.mode() == PoolMode::Session {
+            return First::Apart; // a server that is kept must not lose its binding with what failed
+        }
+        self.client.first(self.pool.registry().generation())
     }
 
     /// Waits for a server, but not for a client that has left meanwhile: nobody would take the results.
     async fn lease(&mut self) -> Result<BoundServer, Unserved> {
-        let is_plain = self.is_plain_batch();
+        let first = self.first();
         let handle = &self.registered.handle;
         handle.is_queued();
         let Client { stream, incoming, .. } = &mut self.client;
@@ -399,23 +408,19 @@ impl Relay {
             // What else it sent waits in its socket, and whether it left shows later.
             Poll::Pending
         });
-        let leased = self.pool.lease(&self.terms, self.shard, is_plain, &mut gone).await;
+        let leased = self.pool.lease(&self.terms, self.shard, first, &mut gone).await;
         let is_cancelled = handle.is_served();
         if leased.is_err() || is_cancelled {
             let _ = handle.runs_nothing().await;
         }
-        let cancelled = || {
-            let what = "canceling statement due to user request";
-            Err(Unserved::Refused(Report::new(Sqlstate::QUERY_CANCELED, what)))
-        };
         match leased {
-            Err(Unserved::Gone) if is_cancelled => cancelled(),
+            Err(Unserved::Gone) if is_cancelled => Err(Unserved::Refused(cancelled())),
             // It came free in that moment. Sent on now, the request would be there before the query.
             Ok(mut server) if is_cancelled => {
                 if let Some(over) = server.ledger().over() {
                     self.pool.release(server, over);
                 }
-                cancelled()
+                Err(Unserved::Refused(cancelled()))
             }
             other => other,
         }

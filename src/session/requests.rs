@@ -16,6 +16,7 @@ use crate::pool::budget::Kept;
 use crate::pool::due::{Due, Said, Special};
 use crate::pool::server::BoundServer;
 use crate::pool::statement::Registry;
+use crate::pool::switch::Switch;
 use crate::tenancy::text::{Deallocates, Effects, Touched, Watch};
 use crate::tenancy::token_command::Misplaced;
 use crate::wire::frame::{HEADER, Header, peek, split_cstr};
@@ -470,6 +471,13 @@ impl Requests {
     pub(super) fn say_query_error(&mut self, report: &Report, server: &mut BoundServer) {
         let mut bytes = BytesMut::new();
         report.error(&mut bytes);
+        if server.ledger().switch() == Switch::Open {
+            // It shares a batch with the binding, and that has to end.
+            speak::describe_nothing(server.outgoing());
+            server.owe(Due::Provoked(bytes.as_ref().into()));
+            speak::sync(server.outgoing());
+            return server.owe(Due::Sync);
+        }
         speak::query(permitted::REFUSED, server.outgoing());
         server.owe(Due::Query(Some(Box::new(Special::Refused(bytes.as_ref().into())))));
     }

@@ -1,15 +1,19 @@
 //! One client's turn on one server: both sockets in one task, bytes both ways until the transaction is over.
 
+mod again;
 mod clock;
 mod limits;
 mod settle;
 mod tokens;
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
+
+use tokio::time::Sleep;
 
 use super::cancel::ClientHandle;
 use super::client::Client;
@@ -20,7 +24,8 @@ use crate::pool::Pool;
 use crate::pool::answers::{Broken, Heard};
 use crate::pool::due::Skipped;
 use crate::pool::ledger::TransactionOver;
-use crate::pool::server::BoundServer;
+use crate::pool::server::{BoundServer, CLEAN_TIMEOUT};
+use crate::pool::switch::Switch;
 use crate::tenancy::context::TenantContext;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
@@ -46,6 +51,8 @@ pub struct Turn<'a> {
     clock: Clock,
     /// The client's first batch, while it depends on its binding.
     first: Option<Vec<u8>>,
+    /// When a binding that is a batch of its own is given up.
+    late: Option<Pin<Box<Sleep>>>,
     /// What runs here runs under these.
     under: Vec<Arc<TenantContext>>,
     /// How often something had been revoked when that was last looked at.
@@ -116,6 +123,8 @@ impl<'a> Turn<'a> {
     ) -> Self {
         let clock = Clock::start(started);
         let first = server.is_switching().then(|| client.first_batch().to_vec());
+        let is_apart = server.ledger().switch() == Switch::Ahead;
+        let late = is_apart.then(|| Box::pin(tokio::time::sleep(CLEAN_TIMEOUT)));
         client.runs_again = false;
         if !client.has_standard_strings() {
             server.ledger().is_loud(); // its texts are read as if it had
@@ -136,6 +145,7 @@ impl<'a> Turn<'a> {
             said_goodbye: false,
             clock,
             first,
+            late,
         }
     }
 
@@ -166,6 +176,13 @@ impl<'a> Turn<'a> {
                 },
                 Event::ClientGone => {
                     return End::Abandoned { still_runs: self.server.ledger().is_waiting() };
+                }
+                Event::ServerGone if self.takes_begin_back() => {
+                    tracing::warn!(
+                        pool = self.pool.name(),
+                        "a server did not acknowledge its binding and was closed"
+                    );
+                    return End::Again;
                 }
                 Event::ServerGone if self.said_goodbye => return End::Abandoned { still_runs: false },
                 Event::ServerGone if self.told_fatal => return End::Closed,
@@ -265,6 +282,11 @@ impl<'a> Turn<'a> {
         {
             return Poll::Ready(Event::Ends(report));
         }
+        if let Some(late) = &mut self.late
+            && late.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Event::ServerGone);
+        }
         let was_full = self.server.outgoing().len() >= HIGH_WATER;
         // Where writing fails, the server's last words may still be there to be read.
         let is_closing = self.server.poll_send(cx).and_ready(|sent| sent.is_err());
@@ -293,15 +315,19 @@ impl<'a> Turn<'a> {
         if self.client.outgoing.len() >= HIGH_WATER {
             return Poll::Pending;
         }
-        // Until its first batch is known to run here, there must be room to put it back.
-        if self.first.is_some()
-            || self.client.requests.is_terminated()
+        if self.client.requests.is_terminated()
             || !self.server.outgoing().is_empty()
             || self.client.incoming.is_full()
         {
             return Poll::Pending;
         }
-        match ready!(self.client.incoming.poll_fill(&mut self.client.stream, cx)) {
+        // Until its first batch is known to run here, there must be room to put it back; and what it sent behind that may be a
+        // goodbye, to be read in its turn.
+        let kept = self.first.as_ref().map_or(0, Vec::len);
+        if kept > 0 && !self.client.incoming.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(self.client.incoming.poll_fill_beside(kept, &mut self.client.stream, cx)) {
             Ok(0) | Err(_) => Poll::Ready(Event::ClientGone),
             Ok(_) => Poll::Ready(Event::Client),
         }
@@ -333,9 +359,11 @@ impl<'a> Turn<'a> {
 
     /// Goes through what the server sent, and acts on what it means.
     fn hear(&mut self) -> Result<(), Report> {
+        let shares_batch = self.server.ledger().switch().shares_batch();
         let heard = self.server.hear(&mut self.client.outgoing, &mut self.heard);
         heard.map_err(|broken| self.broken(&broken))?;
-        if self.heard.bound {
+        // PostgreSQL answers a batch as a whole: when it was bound is not known then.
+        if self.heard.bound && !shares_batch {
             self.clock.times.bound = Instant::now();
         }
         self.told_fatal |= self.heard.fatal;
@@ -346,7 +374,7 @@ impl<'a> Turn<'a> {
         self.undo_skipped();
         if self.heard.bound {
             self.handle.is_bound();
-            self.first = None;
+            (self.first, self.late) = (None, None);
         }
         if let Some(unnamed) = self.server.ledger().take_unnamed() {
             self.client.statements.remember_unnamed(unnamed);
@@ -414,19 +442,6 @@ impl<'a> Turn<'a> {
                 Skipped::ToSync => self.client.requests.skip_to_sync(),
             }
         }
-    }
-
-    /// The server could not be taken over: whether the client's batch, all of which PostgreSQL has skipped, is there again
-    /// as if it had not been sent.
-    fn takes_back(&mut self) -> bool {
-        let Some(first) = self.first.take() else { return false };
-        let is_skipped = self.server.ledger().skip_switched(&mut self.heard.skipped);
-        if !is_skipped || !self.client.incoming.put_back(&first) {
-            return false;
-        }
-        self.undo_skipped();
-        self.client.runs_again = true;
-        true
     }
 
     /// Passes on what a server says of itself while its client is idle: notifications, notices, settings, its end.

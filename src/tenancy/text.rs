@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use aho_corasick::AhoCorasick;
 
+use super::blocks::Block;
 use super::scanner::{Scanner, Token};
 use super::stakes::Stake;
 use super::words::any_of;
@@ -136,6 +137,68 @@ pub fn is_plain(sql: &[u8], standard_strings: bool) -> bool {
     let is_silent = touched == Touched::default() && needs_session.is_none() && !leaves;
     is_silent && !begins && deallocates.is_none() && statements <= 1
 }
+
+/// What a simple query does, where it can go to a server together with its binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Simple {
+    /// One plain query that does not write by its own words, whose answers are the same in the extended protocol.
+    Reads,
+    /// One plain query that writes and returns no rows; the same but for rows that rules add.
+    Writes,
+    /// It begins a transaction block, and is nothing else.
+    Begins,
+    /// Anything else.
+    Other,
+}
+
+/// What a simple query does. String constants are read as standard ones.
+pub fn simple(sql: &[u8]) -> Simple {
+    if Block::of(sql) == Some(Block::Begins) {
+        return Simple::Begins;
+    }
+    let mut scanner = Scanner::new(sql, true);
+    let (mut verb, mut has_ended, mut changes) = (Vec::new(), false, false);
+    while let Some(token) = scanner.next() {
+        match token {
+            Token::Symbol(b';') => has_ended = true,
+            _ if has_ended => return Simple::Other,
+            Token::Word(word) if verb.is_empty() => verb = word,
+            _ if verb.is_empty() => return Simple::Other,
+            // It is told of rows before they are there; here PostgreSQL writes first, and then tells of them.
+            Token::Word(word) if word == b"returning" => return Simple::Other,
+            Token::Word(word) => {
+                changes |= matches!(word.as_slice(), b"insert" | b"update" | b"delete" | b"merge");
+                // The rule by which an UPDATE of this view sets something returns a row.
+                if word.starts_with(PG_SETTINGS) {
+                    return Simple::Other;
+                }
+            }
+            Token::Quoted(word) if word.starts_with(PG_SETTINGS) => return Simple::Other,
+            // It may be a name that is written in code points.
+            Token::Other => return Simple::Other,
+            _ => {}
+        }
+    }
+    // In the extended protocol a parameter is one.
+    let has_parameters = sql.windows(2).any(|two| two[0] == b'$' && two[1].is_ascii_digit());
+    if has_parameters || !is_plain(sql, true) {
+        return Simple::Other;
+    }
+    match verb.as_slice() {
+        b"select" | b"values" | b"table" => Simple::Reads,
+        b"with" => {
+            if changes {
+                Simple::Other
+            } else {
+                Simple::Reads
+            }
+        }
+        _ => Simple::Writes,
+    }
+}
+
+/// PostgreSQL's view of its settings.
+const PG_SETTINGS: &[u8] = b"pg_settings";
 
 impl Effects {
     /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.

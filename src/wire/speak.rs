@@ -118,6 +118,17 @@ pub fn query_raw(body: &[u8], out: &mut BytesMut) {
     out.put_slice(body);
 }
 
+/// A simple query, given as the body of its message, as a batch of the extended protocol: with the same rows, as text, and
+/// no unnamed statement left behind.
+pub fn query_as_batch(body: &[u8], out: &mut BytesMut) {
+    parse_raw(b"", &[body, &[0, 0]].concat(), out);
+    encode(&ext::Bind::new(None, None, Vec::new(), Vec::new(), Vec::new()), out);
+    encode(&ext::Describe::new(tag::TARGET_PORTAL, None), out);
+    encode(&ext::Execute::new(None, 0), out);
+    close_statement(b"", out);
+    sync(out);
+}
+
 /// Flush: answers are wanted now.
 pub fn flush(out: &mut BytesMut) {
     encode(&ext::Flush::new(), out);
@@ -192,7 +203,7 @@ pub fn bind_portal_and_execute(portal: &str, statement: &str, parameters: &[&[u8
 pub fn close_portal(name: &str, out: &mut BytesMut) {
     out.put_u8(tag::CLOSE);
     out.put_i32((4 + 1 + name.len() + 1) as i32);
-    out.put_u8(b'P');
+    out.put_u8(tag::TARGET_PORTAL);
     out.put_slice(name.as_bytes());
     out.put_u8(0);
 }

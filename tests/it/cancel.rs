@@ -88,3 +88,47 @@ async fn a_vanished_clients_query_is_cancelled() {
     })
     .await;
 }
+
+/// The query shares a batch with the binding of its server, of which PostgreSQL says nothing before it is over.
+#[tokio::test]
+async fn cancel_reaches_a_query_for_which_its_server_changed_hands() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let first = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    for is_prepared in [false, true] {
+        let client = connect(&gate, "app", &gate.token(org(2)).sign()).await;
+        let cancel = client.cancel_token();
+        assert!(value(&first, "SELECT 1").await.unwrap().is_some());
+        let begun = Instant::now();
+        let sleeping = tokio::spawn(async move {
+            let outcome = match is_prepared {
+                true => client.query_typed("SELECT 1 FROM pg_sleep(30)", &[]).await.map(drop),
+                false => client.batch_execute("SELECT pg_sleep(30)").await,
+            };
+            (client, outcome)
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cancel.cancel_query(NoTls).await.unwrap();
+        let (client, outcome) = sleeping.await.unwrap();
+        assert_eq!(outcome.unwrap_err().code().unwrap().code(), "57014");
+        assert!(begun.elapsed() < Duration::from_secs(15));
+        let seen = value(&client, "SELECT DISTINCT body FROM items").await.unwrap();
+        assert_eq!(seen.as_deref(), Some("org-2"), "it is served as before");
+    }
+}
+
+/// Nobody waits for what its client has left.
+#[tokio::test]
+async fn a_client_that_leaves_while_its_server_changes_hands_leaves_it() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).pool_size(1).run().await;
+    let mut first = raw(&gate, 1).await;
+    assert_eq!(first.query("SELECT 1").await.error, None);
+    let mut second = raw(&gate, 2).await;
+    let begun = Instant::now();
+    second.send(&message(b'Q', b"SELECT pg_sleep(60)\0")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(second);
+    assert_eq!(first.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-1".to_owned())]]);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}

@@ -13,6 +13,7 @@ mod differential;
 mod direct_tls;
 mod fairness;
 mod ground;
+mod handover;
 mod harness;
 mod install;
 mod isolation;

@@ -26,6 +26,25 @@ pub async fn plain(raw: &mut Raw, sql: &str) -> Answer {
     raw.answer().await
 }
 
+/// A text by each way to a server that changes hands: in one batch with the binding, as a simple query, behind a BEGIN, and
+/// behind a binding that is a step of its own.
+async fn by_way(raw: &mut Raw, way: usize, sql: &str) -> Answer {
+    match way {
+        0 => plain(raw, sql).await,
+        1 => raw.query(sql).await,
+        2 => {
+            assert_eq!(raw.query("BEGIN").await.status, b'T');
+            let answer = raw.query(sql).await;
+            assert_eq!(raw.query("ROLLBACK").await.error, None);
+            answer
+        }
+        _ => raw.query(&format!("{sql}; SHOW work_mem")).await,
+    }
+}
+
+/// How many ways there are.
+const WAYS: usize = 4;
+
 pub async fn run(raw: &mut Raw, name: &str) -> Answer {
     raw.send(&[bind(name), execute(), sync()].concat()).await;
     raw.answer().await
@@ -65,7 +84,6 @@ async fn a_server_changes_hands_in_one_batch() {
         for _ in 0..4 {
             assert_eq!(run(&mut first, "s").await.rows, rows_of(1));
             assert_eq!(run(&mut second, "s").await.rows, rows_of(2));
-            // A simple query needs a cleaning of its own.
             assert_eq!(first.query(BODIES).await.rows, rows_of(1));
         }
         let counted = metric(&gate, "pgtenant_binds_total{database=\"app\",kind=\"switched\"}").await;
@@ -129,19 +147,21 @@ async fn nothing_out_of_sight_is_left_on_any_version() {
             admin.batch_execute(&view).await.unwrap();
             // Called by the client, and where its text does not tell.
             let view = format!("TABLE leave_{index}");
-            for (leave, is_plain) in [(&leave, true), (&leave, false), (&view, true), (&view, false)] {
+            for (leave, way) in
+                [&leave, &view].into_iter().flat_map(|leave| (0..WAYS).map(move |way| (leave, way)))
+            {
                 let (mut first, mut second) = (raw(&gate, 1).await, raw(&gate, 2).await);
                 plain(&mut first, BODIES).await;
                 plain(&mut second, BODIES).await;
                 let left = plain(&mut first, leave).await;
                 // A superuser's setting is left out where it is refused.
                 assert!(left.error.is_none_or(|(code, _)| code == "42501"), "{leave}");
-                let seen = if is_plain { plain(&mut second, look).await } else { second.query(look).await };
+                let seen = by_way(&mut second, way, look).await;
                 let version = shared.server.version_major();
                 assert_eq!(
                     one(&seen),
                     expected,
-                    "{leave} left something on PostgreSQL {version} ({is_plain})"
+                    "{leave} left something on PostgreSQL {version} (way {way})"
                 );
                 assert_eq!(plain(&mut second, BODIES).await.rows, rows_of(2), "{leave}");
             }
@@ -153,8 +173,7 @@ async fn nothing_out_of_sight_is_left_on_any_version() {
 #[tokio::test]
 async fn a_statement_that_was_made_out_of_sight_is_nobodys() {
     for shared in postgres::every_version() {
-        // Where the next client's batch could change the server's hands at once, and where it cannot.
-        for is_plain in [true, false] {
+        for way in 0..WAYS {
             let database = shared.database().await;
             let gate = gate(&database).await;
             for name in ["pgtenant_1", "pgtenant_2", "pgtenant_bind", "pgtenant_settings", "pgtenant_dropped"]
@@ -174,11 +193,12 @@ async fn a_statement_that_was_made_out_of_sight_is_nobodys() {
                 assert_eq!(replaced.error, None, "{name}");
 
                 let mut second = raw(&gate, 2).await;
-                if is_plain {
+                if way == 0 {
                     second.send(&[parse("s", BODIES), bind("s"), execute(), sync()].concat()).await;
                     assert_eq!(second.answer().await.rows, rows_of(2), "{name}");
                 } else {
-                    assert_eq!(second.query(BODIES).await.rows, rows_of(2), "{name}");
+                    let seen = by_way(&mut second, way, BODIES).await;
+                    assert_eq!(seen.rows.first(), rows_of(2).first(), "{name}");
                 }
                 let theirs = "SELECT count(*) FROM pg_prepared_statements WHERE from_sql";
                 assert_eq!(one(&plain(&mut second, theirs).await), "0", "{name}");

@@ -1,7 +1,7 @@
 //! What a server may still have of others: texts that were more than rows, and answers that are not due.
 
 use super::Ledger;
-use crate::pool::due::Due;
+use crate::pool::due::{Due, Special};
 
 impl Ledger {
     /// Whether nothing but inert texts was sent since the last cleaning: no plan was made under settings that no client
@@ -15,11 +15,11 @@ impl Ledger {
         self.is_loud = true;
     }
 
-    /// The same as [`Ledger::push`] of a simple query, of an inert text.
-    pub fn push_inert_query(&mut self) {
+    /// The same as [`Ledger::push`] of a simple query whose text is inert, or is not.
+    pub fn push_query(&mut self, special: Option<Special>, is_inert: bool) {
         let was_loud = self.is_loud;
-        self.push(Due::Query(None));
-        self.is_loud = was_loud;
+        self.push(Due::Query(special.map(Box::new)));
+        self.is_loud = was_loud || !is_inert;
     }
 
     /// Everything that could come has come.

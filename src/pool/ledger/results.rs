@@ -1,14 +1,46 @@
 //! What answers and failures tell of statements.
 
 use super::Ledger;
-use crate::pool::due::{Due, Skipped};
+use crate::pool::due::{Due, Skipped, Special};
+use crate::pool::ledger::Verdict;
 use crate::pool::statement::Shape;
 use crate::pool::switch::Switch;
+use crate::wire::tag;
 
 impl Ledger {
     /// Whether the next answer is to the proxy's own switch of contexts within a transaction.
     pub fn is_rebinding(&self) -> bool {
         matches!(self.due.front(), Some(Due::TowardsRebind | Due::Rebind(_)))
+    }
+
+    /// The binding is a batch of its own with so many CommandComplete, behind which the client's BEGIN goes unanswered.
+    pub fn goes_ahead(&mut self, completions: usize) {
+        self.push(Due::Switch(completions));
+        self.push(Due::Binding);
+        self.switch = Switch::Ahead;
+    }
+
+    /// The bytes that a simple query's completion is held back in, if it was sent as a batch of the extended protocol.
+    pub fn held(&mut self) -> Option<&mut Vec<u8>> {
+        match self.due.front_mut() {
+            Some(Due::Query(Some(special))) => match special.as_mut() {
+                Special::Batch(held) => Some(held),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The completion of a simple query that was held back, if there is one.
+    pub fn take_held(&mut self) -> Option<Vec<u8>> {
+        self.held().map(std::mem::take).filter(|held| !held.is_empty())
+    }
+
+    /// Whose an answer within a simple query is.
+    pub(super) fn within_query(&mut self, kind: u8) -> Verdict {
+        let is_of_batches =
+            matches!(kind, tag::PARSE_COMPLETE | tag::BIND_COMPLETE | tag::NO_DATA | tag::CLOSE_COMPLETE);
+        if is_of_batches && self.held().is_some() { Verdict::Swallow } else { Verdict::Pass }
     }
 
     /// Whether what was sent last ends a batch: nothing of one is outstanding whose end is still to come.
@@ -65,12 +97,17 @@ impl Ledger {
         }
     }
 
-    /// The binding failed that the client's first batch depends on: all of that was skipped. Whether all of it had been
-    /// sent, and nothing else.
+    /// The binding failed that the client's first batch depends on: all of that was skipped, or did no more than begin a
+    /// transaction. Whether all of it had been sent, and nothing else.
     pub fn skip_switched(&mut self, skipped: &mut Vec<Skipped>) -> bool {
-        let is_whole = self.switch == Switch::Sent && matches!(self.due.front(), Some(Due::Switch(_)));
+        let is_whole = matches!(
+            (self.switch, self.due.front()),
+            (Switch::Sent, Some(Due::Switch(_))) | (Switch::Followed, Some(Due::Switch(_) | Due::Binding))
+        );
         if is_whole {
-            self.pop();
+            while self.is_binding() {
+                self.pop();
+            }
             self.error(skipped);
         }
         is_whole

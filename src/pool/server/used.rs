@@ -7,6 +7,7 @@ use super::{BoundServer, CleanServer, Core, TermsDigest, Unclean};
 use crate::pool::due::Due;
 use crate::pool::lease_state::LeaseState;
 use crate::pool::statement::Statement;
+use crate::pool::switch::First;
 use crate::pool::terms::Terms;
 use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
 use crate::tenancy::statements;
@@ -57,17 +58,44 @@ impl UsedServer {
         !self.is_dirty && !is_to_be_asked && self.core.suits_switching(terms)
     }
 
-    /// Cleans it and puts it under another context, in one batch with what its client sends next, up to the Sync. Where
-    /// anything of it fails, PostgreSQL skips all that follows, and undoes the rest: so nothing of the client's can run
-    /// in a context that is not its own. The caller makes sure that the client's batch may be part of a transaction.
+    /// The same, without a round trip of its own, where the client sends this first.
+    pub fn may_switch_with(&self, first: First, terms: &Terms) -> bool {
+        let is_shared = match first {
+            First::Apart => false,
+            First::Batch | First::Read | First::Begin => true,
+            First::Write => self.core.kept.has_no_rules(),
+        };
+        is_shared && self.may_switch(terms)
+    }
+
+    /// Whether it is to be cleaned in a step of its own for what the client sends first, so that it is asked whether the
+    /// database has rules.
+    pub fn is_to_be_asked_for(&self, first: First) -> bool {
+        first == First::Write && self.core.kept.has_forgotten_rules()
+    }
+
+    /// Cleans it and puts it under another context, in one batch with what its client sends next, up to the Sync; or in one
+    /// write with its BEGIN. Where anything of a shared batch fails, PostgreSQL skips all that follows, and undoes the
+    /// rest: so nothing of the client's can run in a context that is not its own. The caller makes sure that what the
+    /// client sends is what it says.
     ///
     /// Statements and plans stay where nobody can have bent them.
     ///
     /// # Errors
     /// The system has no random bytes.
-    pub fn switch(mut self, sealed: Option<&SealedContext>, terms: &Terms) -> Result<BoundServer, Unclean> {
+    pub fn switch(
+        mut self,
+        sealed: Option<&SealedContext>,
+        terms: &Terms,
+        first: First,
+    ) -> Result<BoundServer, Unclean> {
         let completions = self.wipe_and_bind(sealed, terms, "")?;
-        self.core.ledger.push(Due::Switch(completions));
+        if first == First::Begin {
+            speak::sync(&mut self.core.outgoing);
+            self.core.ledger.goes_ahead(completions);
+        } else {
+            self.core.ledger.push(Due::Switch(completions));
+        }
         Ok(self.bound(sealed, terms))
     }
 
@@ -129,7 +157,7 @@ impl UsedServer {
         self.core.kept.discard();
         self.core.ledger.is_cleaned();
         self.core.prove(&nonce).await?;
-        if self.core.kept.is_in_doubt() {
+        if self.core.kept.is_in_doubt() || self.core.kept.has_forgotten_rules() {
             speak::query(&statements::POSTURE, &mut self.core.outgoing);
             if !self.core.hear_posture(1).await? {
                 return Err(Unclean::Hardened);

@@ -208,3 +208,49 @@ fn a_name_that_postgresql_cuts_is_not_known() {
         assert_eq!(Effects::of(sql.as_bytes(), true).touched.opaque, is_opaque, "{sql}");
     }
 }
+
+#[test]
+fn what_a_simple_query_does_is_seen() {
+    for (sql, expected) in [
+        ("SELECT 1", Simple::Reads),
+        ("select a$1 from t", Simple::Other), // it may as well be a parameter
+        ("SELECT 1; -- done\n;", Simple::Reads),
+        ("VALUES (1)", Simple::Reads),
+        ("/* one */ TABLE items", Simple::Reads),
+        ("SELECT '; ROLLBACK'", Simple::Reads),
+        ("SELECT 1; ROLLBACK", Simple::Other),
+        ("SELECT 1; SELECT 2", Simple::Other),
+        ("; SELECT 1", Simple::Other),
+        ("SELECT $1", Simple::Other),
+        ("(SELECT 1)", Simple::Other),
+        ("SELECT set_config('a.b', 'c', false)", Simple::Other),
+        ("SELECT pg_advisory_lock(1)", Simple::Other),
+        ("INSERT INTO items (body) VALUES ('x')", Simple::Writes),
+        ("UPDATE items SET n = n + 1", Simple::Writes),
+        ("INSERT INTO items (body) VALUES ('x') RETURNING id", Simple::Other),
+        ("WITH x AS (SELECT 1) DELETE FROM items", Simple::Other),
+        ("WITH x AS (DELETE FROM items RETURNING id) SELECT id FROM x", Simple::Other),
+        ("WITH x AS (SELECT 1) TABLE x", Simple::Reads),
+        ("UPDATE pg_settings SET setting = '5MB' WHERE name = 'work_mem'", Simple::Other),
+        ("UPDATE \"pg_settings\" SET setting = '5MB'", Simple::Other),
+        ("UPDATE U&\"\\0070g_settings\" SET setting = '5MB'", Simple::Other),
+        ("BEGIN", Simple::Begins),
+        ("begin work;", Simple::Begins),
+        ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY, NOT DEFERRABLE", Simple::Begins),
+        ("BEGIN; SELECT 1", Simple::Other),
+        ("BEGIN; COMMIT", Simple::Other),
+        ("BEGIN ATOMIC", Simple::Begins), // which PostgreSQL refuses
+        ("START", Simple::Other),
+        ("BEGIN 'x'", Simple::Other),
+        ("BEGIN \"work\"", Simple::Other),
+        ("BEGIN ISOLATION LEVEL (1)", Simple::Other),
+        ("COMMIT", Simple::Other),
+        ("COPY items FROM STDIN", Simple::Other),
+        ("EXPLAIN SELECT 1", Simple::Other),
+        ("SHOW work_mem", Simple::Other),
+        ("VACUUM", Simple::Other),
+        ("", Simple::Other),
+    ] {
+        assert_eq!(simple(sql.as_bytes()), expected, "{sql}");
+    }
+}

@@ -56,13 +56,31 @@ impl Victim {
         }
     }
 
-    async fn dies(self, child: &mut Child, database: &Database) {
-        match self {
+    /// Some steps are over in a few milliseconds: whoever is to ask PostgreSQL is connected before.
+    async fn hunted(self, database: &Database) -> Hunter {
+        let admin = match self {
+            Self::Pgtenant => None,
+            Self::Postgres => Some(database.admin().await),
+        };
+        Hunter { victim: self, admin }
+    }
+}
+
+/// Who is ready to kill.
+struct Hunter {
+    victim: Victim,
+    admin: Option<tokio_postgres::Client>,
+}
+
+impl Hunter {
+    async fn kills(self, child: &mut Child) {
+        let sql =
+            "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'pgtenant migrate' LIMIT 1";
+        match self.admin {
             // It may have ended.
-            Self::Pgtenant => drop(child.kill()),
-            Self::Postgres => {
-                let sql = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'pgtenant migrate' LIMIT 1";
-                if let Ok(Some(pid)) = client::value(&database.admin().await, sql).await {
+            None => drop(child.kill()),
+            Some(admin) => {
+                if let Ok(Some(pid)) = client::value(&admin, sql).await {
                     Command::new("kill").args(["-KILL", &pid]).status().unwrap();
                 }
             }
@@ -155,6 +173,7 @@ impl Desk {
         command
             .args(["migrate", "apply", "--no-backup", "--cut-over", "--database", &database.url, "--tenancy"])
             .arg(self.tenancy());
+        let hunter = Victim::any(dice).hunted(database).await;
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let begun = lines.by_ref().map_while(Result::ok).filter(|line| line.starts_with("00"));
@@ -164,10 +183,9 @@ impl Desk {
         drop(begun);
         let mut rest = Vec::new();
         if step.is_some() {
-            let victim = Victim::any(dice);
             std::thread::sleep(Duration::from_micros(dice.roll(3_000)));
-            victim.dies(&mut child, database).await;
-            rest.push(format!("{victim:?}"));
+            rest.push(format!("{:?}", hunter.victim));
+            hunter.kills(&mut child).await;
         }
         rest.extend(lines.map_while(Result::ok));
         let status = child.wait().unwrap();
@@ -191,6 +209,7 @@ impl Desk {
                 .args(["migrate", action, "--database", &self.url, "--tenancy"])
                 .arg(self.tenancy())
                 .args(more);
+            let hunter = Victim::any(dice).hunted(database).await;
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
             // What it tells before the first step is passed over.
@@ -200,7 +219,7 @@ impl Desk {
             longest = if step == last { (2 * longest).min(1_000) } else { 25 };
             last.clone_from(&step);
             std::thread::sleep(Duration::from_millis(dice.roll(longest)));
-            Victim::any(dice).dies(&mut child, database).await;
+            hunter.kills(&mut child).await;
             let rest: Vec<_> = lines.map_while(Result::ok).collect();
             let status = child.wait().unwrap();
             if status.success() {

@@ -413,3 +413,25 @@ async fn what_is_asked_most_gets_an_index_that_leads_with_the_organization() {
     );
     assert!(report.contains("Index public.posts_user_id_idx (public.posts) is redundant"), "{report}");
 }
+
+/// What would stop it halfway, because the file's lines are no rows, is told before it begins.
+#[tokio::test]
+async fn lines_that_cannot_be_rows_are_told_before_it_begins() {
+    let (database, desk) = agency().await;
+    let alter = "ALTER TABLE events ALTER account_name TYPE varchar(12)";
+    database.admin().await.batch_execute(alter).await.unwrap();
+    let before = dumped(&database).await;
+    let file = desk.folder.path().join("accounts.csv");
+    for (lines, told) in [
+        ("id,id\n1,1\n01,2\n", "two lines of the file for public.events are the same {\"id\": 1}"),
+        (
+            "account_name,id\naccount 1,1\na longer account,2\n",
+            "does not fit into its columns: {\"account_name\": \"a longer account\"}",
+        ),
+    ] {
+        std::fs::write(&file, lines).unwrap();
+        desk.done("plan", &[]);
+        refused_by(&desk, &[told, "nothing was changed"]);
+    }
+    assert_same(&before, &dumped(&database).await, 15);
+}
