@@ -232,7 +232,7 @@ pub fn indexes<'a>(design: &'a Design<'a>) -> Vec<Leading<'a>> {
             found.push(Leading { one, name, tail, of: None, calls: None });
         }
         let searches = design.catalog.searches.iter().filter(|search| search.table == one.table.name);
-        for search in searches.filter(|_| one.table.rows >= WORTH_AN_INDEX && !one.table.is_partitioned) {
+        for search in searches.filter(|_| one.table.rows >= WORTH_AN_INDEX) {
             let columns = with_lead(&one.lead(false), &search.columns());
             // One by which rows are found is enough, whatever else is asked of them.
             let is_covered = covered.iter().any(|there| {

@@ -374,12 +374,14 @@ async fn what_is_asked_most_gets_an_index_that_leads_with_the_organization() {
     let database = shared.empty_database().await;
     let admin = database.admin().await;
     admin.batch_execute(include_str!("agency.sql")).await.unwrap();
+    admin.batch_execute(VISITS).await.unwrap();
     admin.batch_execute("CREATE EXTENSION pg_stat_statements; ANALYZE").await.unwrap();
     for n in 0..30_i64 {
         admin
             .query("SELECT body FROM posts WHERE region = $1 ORDER BY at DESC LIMIT 3", &[&"eu"])
             .await
             .unwrap();
+        admin.query("SELECT id FROM visits WHERE page = $1", &[&"/"]).await.unwrap();
         // Served already; a table of no size; and once is never.
         admin.query("SELECT body FROM posts WHERE user_id = $1", &[&n]).await.unwrap();
         admin.query("SELECT id FROM users WHERE email > $1", &[&"x"]).await.unwrap();
@@ -406,13 +408,30 @@ async fn what_is_asked_most_gets_an_index_that_leads_with_the_organization() {
         ]
     );
     assert!(!sql.contains("users_account_id_email_idx"), "a small table: {sql}");
+    for part in [
+        "CREATE INDEX IF NOT EXISTS visits_account_id_page_idx ON ONLY public.visits USING btree (account_id, page);",
+        "CONCURRENTLY IF NOT EXISTS visits_early_visits_account_id_page_idx ON public.visits_early ",
+        "ALTER INDEX public.visits_account_id_page_idx ATTACH PARTITION public.visits_late_visits_account_id_page_idx;",
+    ] {
+        assert!(sql.contains(part), "{part}: {sql}");
+    }
     let report = read("report.md");
     assert!(
         report.contains("posts_organization_id_region_at_idx is new: pg_stat_statements has 30 calls"),
         "{report}"
     );
     assert!(report.contains("Index public.posts_user_id_idx (public.posts) is redundant"), "{report}");
+    desk.done("apply", &["--no-backup"]);
+    desk.done("verify", &[]);
+    let valid = "SELECT string_agg(i.indisvalid::text, ' ') FROM pg_index AS i WHERE i.indexrelid::regclass::text ~ 'visits.*_page_idx$'";
+    assert_eq!(number(&database, valid).await, "true true true");
 }
+
+const VISITS: &str = "CREATE TABLE visits (id bigint NOT NULL, at date NOT NULL, page text, account_id bigint NOT NULL REFERENCES accounts)
+        PARTITION BY RANGE (at);
+    CREATE TABLE visits_early PARTITION OF visits FOR VALUES FROM ('2026-01-01') TO ('2026-07-01');
+    CREATE TABLE visits_late PARTITION OF visits FOR VALUES FROM ('2026-07-01') TO ('2027-01-01');
+    INSERT INTO visits SELECT n, DATE '2026-01-01' + n % 300, '/' || n, 1 + n % 4 FROM generate_series(1, 20000) AS n";
 
 /// What would stop it halfway, because the file's lines are no rows, is told before it begins.
 #[tokio::test]
