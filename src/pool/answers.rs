@@ -279,10 +279,7 @@ impl BoundServer {
                     ledger.copied(body);
                     heard.completed(body, state, &left);
                     heard.alters |= may_change_results(body);
-                    if let Some(held) = ledger.held() {
-                        held.extend_from_slice(&incoming.filled()[state.run..][..header.frame()]);
-                        return Ok(Verdict::Swallow);
-                    }
+                    return Ok(ledger.hold_back(&incoming.filled()[state.run..][..header.frame()]));
                 }
                 Ok(verdict)
             }

@@ -20,8 +20,15 @@ impl Ledger {
         self.switch = Switch::Ahead;
     }
 
-    /// The bytes that a simple query's completion is held back in, if it was sent as a batch of the extended protocol.
-    pub fn held(&mut self) -> Option<&mut Vec<u8>> {
+    /// A command's completion arrived: it is held back where a simple query was sent as a batch of the extended protocol.
+    pub fn hold_back(&mut self, frame: &[u8]) -> Verdict {
+        let Some(held) = self.held() else { return Verdict::Pass };
+        held.extend_from_slice(frame);
+        Verdict::Swallow
+    }
+
+    /// The bytes that are held back, if a simple query was sent so.
+    fn held(&mut self) -> Option<&mut Vec<u8>> {
         match self.due.front_mut() {
             Some(Due::Query(Some(special))) => match special.as_mut() {
                 Special::Batch(held) => Some(held),
