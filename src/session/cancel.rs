@@ -225,6 +225,12 @@ impl ClientHandle {
         }
     }
 
+    /// What the client sent ran as soon as its server was bound: a request that came early has nothing to strike.
+    pub fn has_nothing_to_cancel(&self) {
+        let mut running = self.lock();
+        (running.is_binding, running.is_wanted) = (false, false);
+    }
+
     /// From now on there is nothing to cancel. Waits for requests that are on their way to the server: it must not
     /// go to its next client while one of them may still strike. Whether one may strike all the same, because it is not
     /// known what became of it: then the server must be closed.

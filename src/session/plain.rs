@@ -76,6 +76,18 @@ impl Requests {
     }
 }
 
+/// Whether a Terminate is among whole messages.
+pub(super) fn says_goodbye(mut bytes: &[u8]) -> bool {
+    while let Ok(Some(header)) = peek(bytes) {
+        if header.tag == tag::TERMINATE {
+            return true;
+        }
+        let Some(rest) = bytes.get(header.frame()..) else { return false };
+        bytes = rest;
+    }
+    false
+}
+
 /// Whole messages up to the first Sync or simple query, or all that are there.
 pub(super) fn first_batch(bytes: &[u8]) -> &[u8] {
     let mut end = 0;

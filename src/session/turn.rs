@@ -19,6 +19,7 @@ use super::cancel::ClientHandle;
 use super::client::Client;
 use super::desk::Held;
 use super::permitted::{self, HIGH_WATER};
+use super::plain;
 use crate::config::PoolMode;
 use crate::pool::Pool;
 use crate::pool::answers::{Broken, Heard};
@@ -321,13 +322,11 @@ impl<'a> Turn<'a> {
         {
             return Poll::Pending;
         }
-        // Until its first batch is known to run here, there must be room to put it back; and what it sent behind that may be a
-        // goodbye, to be read in its turn.
+        // Until its first batch is known to run here, there must be room to put it back.
         let kept = self.first.as_ref().map_or(0, Vec::len);
-        if kept > 0 && !self.client.incoming.is_empty() {
-            return Poll::Pending;
-        }
         match ready!(self.client.incoming.poll_fill_beside(kept, &mut self.client.stream, cx)) {
+            // It said goodbye behind its first batch: that is done first.
+            Ok(0) | Err(_) if kept > 0 && plain::says_goodbye(self.client.incoming.filled()) => Poll::Pending,
             Ok(0) | Err(_) => Poll::Ready(Event::ClientGone),
             Ok(_) => Poll::Ready(Event::Client),
         }
@@ -359,11 +358,11 @@ impl<'a> Turn<'a> {
 
     /// Goes through what the server sent, and acts on what it means.
     fn hear(&mut self) -> Result<(), Report> {
-        let shares_batch = self.server.ledger().switch().shares_batch();
+        let switch = self.server.ledger().switch();
         let heard = self.server.hear(&mut self.client.outgoing, &mut self.heard);
         heard.map_err(|broken| self.broken(&broken))?;
         // PostgreSQL answers a batch as a whole: when it was bound is not known then.
-        if self.heard.bound && !shares_batch {
+        if self.heard.bound && !switch.shares_batch() {
             self.clock.times.bound = Instant::now();
         }
         self.told_fatal |= self.heard.fatal;
@@ -373,7 +372,11 @@ impl<'a> Turn<'a> {
         }
         self.undo_skipped();
         if self.heard.bound {
-            self.handle.is_bound();
+            match switch {
+                // Its BEGIN is over as soon: a request to cancel that must not strike what follows.
+                Switch::Followed => self.handle.has_nothing_to_cancel(),
+                _ => self.handle.is_bound(),
+            }
             (self.first, self.late) = (None, None);
         }
         if let Some(unnamed) = self.server.ledger().take_unnamed() {

@@ -168,12 +168,11 @@ pub fn simple(sql: &[u8]) -> Simple {
             Token::Word(word) if word == b"returning" => return Simple::Other,
             Token::Word(word) => {
                 changes |= matches!(word.as_slice(), b"insert" | b"update" | b"delete" | b"merge");
-                // The rule by which an UPDATE of this view sets something returns a row.
-                if word.starts_with(PG_SETTINGS) {
+                if is_telltale(&word) {
                     return Simple::Other;
                 }
             }
-            Token::Quoted(word) if word.starts_with(PG_SETTINGS) => return Simple::Other,
+            Token::Quoted(word) if is_telltale(&word) => return Simple::Other,
             // It may be a name that is written in code points.
             Token::Other => return Simple::Other,
             _ => {}
@@ -197,8 +196,11 @@ pub fn simple(sql: &[u8]) -> Simple {
     }
 }
 
-/// PostgreSQL's view of its settings.
-const PG_SETTINGS: &[u8] = b"pg_settings";
+/// Whether PostgreSQL's own relation of that name tells the protocols apart: the rule by which an UPDATE of `pg_settings` sets
+/// something returns a row, and `pg_cursors` has the portal that a query runs in.
+fn is_telltale(name: &[u8]) -> bool {
+    name.starts_with(b"pg_settings") || name.starts_with(b"pg_cursor")
+}
 
 impl Effects {
     /// Reads a text. `standard_strings`: whether `standard_conforming_strings` is on.

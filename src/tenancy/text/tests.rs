@@ -232,6 +232,7 @@ fn what_a_simple_query_does_is_seen() {
         ("WITH x AS (DELETE FROM items RETURNING id) SELECT id FROM x", Simple::Other),
         ("WITH x AS (SELECT 1) TABLE x", Simple::Reads),
         ("UPDATE pg_settings SET setting = '5MB' WHERE name = 'work_mem'", Simple::Other),
+        ("SELECT name FROM pg_cursors", Simple::Other),
         ("UPDATE \"pg_settings\" SET setting = '5MB'", Simple::Other),
         ("UPDATE U&\"\\0070g_settings\" SET setting = '5MB'", Simple::Other),
         ("BEGIN", Simple::Begins),
