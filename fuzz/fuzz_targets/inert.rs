@@ -47,9 +47,13 @@ fuzz_target!(|data: &[u8]| {
 fn check_simple(simple: Simple, statements: &[&str], tree: &Value) {
     assert!(matches!(statements[..], [kind] if QUERIES.contains(&kind)), "it is {statements:?}");
     assert!(postgres::nodes(tree, "ParamRef").is_empty(), "it has parameters");
-    let writes = |kind: &&str| !postgres::nodes(tree, kind).is_empty();
+    // What writes further within, PostgreSQL refuses in either protocol.
+    let with = &tree["stmts"][0]["stmt"]["node"]["SelectStmt"]["with_clause"];
+    let writes = |kind: &&str| !postgres::nodes(with, kind).is_empty();
     match simple {
-        Simple::Reads => assert!(!QUERIES[1..].iter().any(writes), "it writes"),
+        Simple::Reads => {
+            assert!(statements == ["SelectStmt"] && !QUERIES[1..].iter().any(writes), "it writes")
+        }
         _ => assert!(!tree.to_string().contains("\"returning_list\""), "it returns rows"),
     }
 }

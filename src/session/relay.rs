@@ -1,11 +1,12 @@
 //! A signed-in client: idle until it asks, then a turn on a server, transaction by transaction.
 
 mod follow;
+mod leasing;
 mod tokens;
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
@@ -26,7 +27,6 @@ use crate::config::PoolMode;
 use crate::net::buffer::Buffer;
 use crate::net::stream::Stream;
 use crate::pool::server::{BoundServer, Shard};
-use crate::pool::switch::First;
 use crate::pool::{Pool, Terms, Unserved};
 use crate::tenancy::settings::Settings;
 use crate::wire::frame::peek;
@@ -256,10 +256,10 @@ impl Relay {
                 self.lost_settings.clear();
                 server
             }
-            // Boxed: most of the time there is no waiting.
-            None => match self.pool.lease_at_once(&self.terms, self.shard, || self.first()) {
-                Some(server) => server,
-                None => match Box::pin(self.lease()).await {
+            None => match self.lease_at_once() {
+                Ok(server) => server,
+                // Boxed: most of the time there is no waiting.
+                Err(first) => match Box::pin(self.lease(first)).await {
                     Ok(server) => server,
                     Err(Unserved::Refused(report)) => {
                         self.batch_over(true);
@@ -379,50 +379,6 @@ impl Relay {
         server.leaves_something();
         if !in_doubt && let Some(over) = server.ledger().over() {
             self.pool.release(server, over);
-        }
-    }
-
-    fn first(&self) -> First {
-        if self.pool.mode() == PoolMode::Session {
-            return First::Apart; // a server that is kept must not lose its binding with what failed
-        }
-        self.client.first(self.pool.registry().generation())
-    }
-
-    /// Waits for a server, but not for a client that has left meanwhile: nobody would take the results.
-    async fn lease(&mut self) -> Result<BoundServer, Unserved> {
-        let first = self.first();
-        let handle = &self.registered.handle;
-        handle.is_queued();
-        let Client { stream, incoming, .. } = &mut self.client;
-        let mut gone = poll_fn(|cx| {
-            handle.waker.register(cx.waker());
-            if handle.is_cancelled() {
-                return Poll::Ready(());
-            }
-            while !incoming.is_full() {
-                if let Ok(0) | Err(_) = ready!(incoming.poll_fill(stream, cx)) {
-                    return Poll::Ready(());
-                }
-            }
-            // What else it sent waits in its socket, and whether it left shows later.
-            Poll::Pending
-        });
-        let leased = self.pool.lease(&self.terms, self.shard, first, &mut gone).await;
-        let is_cancelled = handle.is_served();
-        if leased.is_err() || is_cancelled {
-            let _ = handle.runs_nothing().await;
-        }
-        match leased {
-            Err(Unserved::Gone) if is_cancelled => Err(Unserved::Refused(cancelled())),
-            // It came free in that moment. Sent on now, the request would be there before the query.
-            Ok(mut server) if is_cancelled => {
-                if let Some(over) = server.ledger().over() {
-                    self.pool.release(server, over);
-                }
-                Err(Unserved::Refused(cancelled()))
-            }
-            other => other,
         }
     }
 

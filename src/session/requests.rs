@@ -198,6 +198,10 @@ impl Requests {
         registry: &Registry,
     ) -> Result<(), Report> {
         while !self.terminated && server.outgoing().len() < HIGH_WATER {
+            // What nobody gets is dropped, also while nothing may be sent.
+            if matches!(self.body, Some((_, false))) && !self.skip_body(incoming) {
+                return self.cut_off();
+            }
             if server.ledger().switch().is_held() || self.is_stalled(server) || self.is_in_lockstep(server) {
                 return Ok(());
             }

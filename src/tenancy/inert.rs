@@ -33,8 +33,8 @@ const KEY_WORDS: &str = "all and any array as between by case coalesce conflict 
 const TYPES: &str = "bigint bool boolean bytea char character date decimal double float4 float8 inet int int2 int4 int8 \
      integer interval json jsonb numeric real smallint text time timestamp timestamptz uuid varchar";
 
-/// Types from here on are not PostgreSQL's own (`FirstNormalObjectId`).
-const FIRST_OTHER_TYPE: u32 = 16384;
+/// Types and other objects from here on are not PostgreSQL's own (`FirstNormalObjectId`).
+pub const FIRST_NORMAL_OID: u32 = 16_384;
 
 /// Functions of PostgreSQL's that only compute, or wait.
 const FUNCTIONS: &str = "abs array_agg array_length avg bool_and bool_or cardinality ceil char_length concat count date_part \
@@ -57,7 +57,7 @@ enum Before {
 pub fn read_parse(text_and_types: &[u8]) -> Reading {
     let (text, types) = split_cstr(text_and_types).unwrap_or((text_and_types, &[]));
     let mut types = types.get(2..).unwrap_or_default().chunks(4);
-    let is_own = |oid: &[u8]| oid.try_into().is_ok_and(|oid| u32::from_be_bytes(oid) < FIRST_OTHER_TYPE);
+    let is_own = |oid: &[u8]| oid.try_into().is_ok_and(|oid| u32::from_be_bytes(oid) < FIRST_NORMAL_OID);
     if types.all(is_own) { read(text) } else { NOT_INERT }
 }
 

@@ -155,12 +155,10 @@ pub static POSTURE: LazyLock<String> = LazyLock::new(|| {
              AND d.objid = p.oid AND d.deptype = 'e')), \
          pg_catalog.has_function_privilege('pg_catalog.set_config(text, text, boolean)', 'EXECUTE') \
          AND pg_catalog.has_function_privilege('pg_catalog.setseed(double precision)', 'EXECUTE'), \
-         NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_type <> '1' AND r.oid >= {FIRST_NORMAL_OID})"
+         NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_type <> '1' AND r.oid >= {})",
+        inert::FIRST_NORMAL_OID
     )
 });
-
-/// Objects below this number are PostgreSQL's own (`FirstNormalObjectId`).
-const FIRST_NORMAL_OID: u32 = 16_384;
 
 /// The messages that wipe.
 static WIPE: LazyLock<Bytes> = LazyLock::new(|| {

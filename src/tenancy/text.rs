@@ -153,9 +153,6 @@ pub enum Simple {
 
 /// What a simple query does. String constants are read as standard ones.
 pub fn simple(sql: &[u8]) -> Simple {
-    if Block::of(sql) == Some(Block::Begins) {
-        return Simple::Begins;
-    }
     let mut scanner = Scanner::new(sql, true);
     let (mut verb, mut has_ended, mut changes) = (Vec::new(), false, false);
     while let Some(token) = scanner.next() {
@@ -178,20 +175,17 @@ pub fn simple(sql: &[u8]) -> Simple {
             _ => {}
         }
     }
+    if matches!(verb.as_slice(), b"begin" | b"start") {
+        return if Block::of(sql) == Some(Block::Begins) { Simple::Begins } else { Simple::Other };
+    }
     // In the extended protocol a parameter is one.
     let has_parameters = sql.windows(2).any(|two| two[0] == b'$' && two[1].is_ascii_digit());
     if has_parameters || !is_plain(sql, true) {
         return Simple::Other;
     }
     match verb.as_slice() {
-        b"select" | b"values" | b"table" => Simple::Reads,
-        b"with" => {
-            if changes {
-                Simple::Other
-            } else {
-                Simple::Reads
-            }
-        }
+        b"with" if changes => Simple::Other,
+        b"select" | b"values" | b"table" | b"with" => Simple::Reads,
         _ => Simple::Writes,
     }
 }
