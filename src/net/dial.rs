@@ -205,6 +205,10 @@ impl Dialer {
             true => self.unsupported(format!(
                 "TLS handshake failed: {e}; tls_negotiation = \"direct\" needs PostgreSQL 17 or later, with ssl on"
             )),
+            // A connection that broke: PostgreSQL may be on its way down, and comes back.
+            false if e.get_ref().is_none_or(|inner| !inner.is::<rustls::Error>()) => {
+                self.unreachable(format!("TLS handshake: {e}"))
+            }
             false => self.unsupported(format!("TLS handshake failed: {e}")),
         })?;
         // Without a request for it, ALPN is what shows that the other side speaks this protocol, and not another one to

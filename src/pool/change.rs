@@ -16,6 +16,7 @@ impl Pool {
         self.settings.dialer.store(Arc::new(dialer));
         let idle = {
             let mut state = self.lock();
+            state.is_retired = false;
             let open = state.idle.len();
             if leads_elsewhere {
                 // What was wrong with the former one says nothing of this one.
@@ -34,6 +35,7 @@ impl Pool {
     pub fn retire(&self) {
         let limits = PoolLimits { min_idle: 0, ..self.limits() };
         self.settings.limits.store(Arc::new(limits));
+        self.lock().is_retired = true;
     }
 
     /// No transaction begins until [`Pool::resume`], whoever waits; those that run go on. Idle servers are closed.
@@ -49,13 +51,19 @@ impl Pool {
     /// Transactions begin again.
     pub fn resume(self: &Arc<Self>, shard: Shard) {
         let mut state = self.lock();
-        state.is_paused = false;
+        (state.is_paused, state.resumed) = (false, Some(Instant::now()));
         self.open_for_waiting(&mut state, shard);
     }
 
-    /// Whether it is paused.
-    pub(super) fn is_paused(&self) -> bool {
-        self.lock().is_paused
+    /// How much longer one waits who has waited for `wait_timeout`: a pause is not to be told as one that took too long, nor
+    /// that it could not be served as soon as the pause was over.
+    pub(super) fn has_paused(&self) -> Option<Duration> {
+        let state = self.lock();
+        if state.is_paused {
+            return Some(PAUSED);
+        }
+        let left = self.limits().wait_timeout.checked_sub(state.resumed?.elapsed())?;
+        (!left.is_zero()).then_some(left)
     }
 
     /// Whether a server is not to serve again.
@@ -72,4 +80,4 @@ fn close(idle: Vec<Idle>) {
 }
 
 /// While a pool is paused, who waits is not told that it has waited too long; this often it is looked whether it still is.
-pub(super) const PAUSED: Duration = Duration::from_millis(200);
+const PAUSED: Duration = Duration::from_millis(200);

@@ -11,7 +11,6 @@ use arc_swap::ArcSwap;
 use lru::LruCache;
 use tokio::sync::Notify;
 
-use super::change::PAUSED;
 use super::queue::{Queue, Turn, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
 use super::statement::Registry;
@@ -89,6 +88,10 @@ pub(super) struct State {
     pub(super) is_paused: bool,
     /// Servers that were opened before are closed when they come back: they lead where nobody is to go any more.
     pub(super) reconnects: Option<Instant>,
+    /// Since when they do again.
+    pub(super) resumed: Option<Instant>,
+    /// No configuration names it any more: it serves whoever is connected.
+    pub(super) is_retired: bool,
     /// No more servers are opened: the process ends.
     pub(super) is_closing: bool,
 }
@@ -167,10 +170,11 @@ impl Pool {
         PoolCount { open, idle, waiting, size: self.limits().size, oldest }
     }
 
-    /// Why it cannot serve, if the last attempt to open a server failed and none is open.
-    pub fn trouble(&self) -> Option<DialError> {
+    /// Why it cannot serve, if the last attempt to open a server failed and none is open; new clients of one that is retired
+    /// there are none.
+    pub fn unready(&self) -> Option<DialError> {
         let state = self.lock();
-        state.trouble.clone().filter(|_| state.idle.is_empty())
+        state.trouble.clone().filter(|_| state.open == state.opening && !state.is_retired)
     }
 
     /// What PostgreSQL reports at sign-in, asked of a server once.
@@ -397,10 +401,12 @@ impl Pool {
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<Idle, Unserved> {
         let in_time = async {
+            let mut patience = self.limits().wait_timeout;
             loop {
-                match tokio::time::timeout(self.limits().wait_timeout, &mut turn).await {
-                    Err(_) if self.is_paused() => tokio::time::sleep(PAUSED).await,
-                    waited => return waited,
+                let waited = tokio::time::timeout(patience, &mut turn).await;
+                match waited.is_err().then(|| self.has_paused()).flatten() {
+                    Some(more) => patience = more,
+                    None => return waited,
                 }
             }
         };
@@ -424,7 +430,7 @@ impl Pool {
     }
 
     fn waited_too_long(&self) -> Report {
-        let (count, trouble) = (self.count(), self.trouble());
+        let (count, trouble) = (self.count(), self.lock().trouble.clone());
         let limit = self.limits().wait_timeout;
         if let Some(trouble) = trouble {
             return refused(&trouble)

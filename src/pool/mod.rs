@@ -1,13 +1,14 @@
 //! Connections and turns: servers, who holds them, and who is next.
 //!
 //! [`Pool`] is the servers of one database and one role. [`server`] holds the types of custody (clean, bound, used),
-//! [`shelf`] and [`shares`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
+//! [`shelf`], [`shares`] and [`guests`] the pure decisions, [`queue`] who waits, [`ledger`] what a server still owes.
 
 pub mod answers;
 pub mod budget;
 mod change;
 mod clock;
 pub mod due;
+mod guests;
 pub mod holder;
 mod inquiry;
 mod kept;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::guests::Guests;
 use super::holder::Holder;
 use super::pace::Pace;
 use super::server::{Idle, Resting as _, Shard, TermsDigest};
@@ -58,6 +59,7 @@ const SLACK: Duration = Duration::from_millis(1);
 pub(super) struct Queue {
     shares: Shares<Flow>,
     lines: HashMap<Flow, Line>,
+    guests: Guests,
     /// What time is counted from.
     epoch: Instant,
 }
@@ -69,6 +71,8 @@ struct Line {
     /// Whose turn it is: projects that have somebody waiting.
     turns: VecDeque<Flow>,
     pace: Pace,
+    /// Since when it lets servers pass.
+    passing: Option<Nanos>,
 }
 
 /// Somebody in a line.
@@ -83,7 +87,12 @@ struct Waiting {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { shares: Shares::default(), lines: HashMap::new(), epoch: Instant::now() }
+        Self {
+            shares: Shares::default(),
+            lines: HashMap::new(),
+            guests: Guests::default(),
+            epoch: Instant::now(),
+        }
     }
 }
 
@@ -99,19 +108,25 @@ impl Queue {
             line.turns.push_back(who.project);
             VecDeque::new()
         });
+        (0..first_who_left(project)).for_each(|_| self.shares.gives_up(&who.flow, now));
         project.push_back(Waiting { hand, wants: (who.terms, who.shard), passed_over: 0, since: now });
         turn
     }
 
-    /// How long one would have to wait that joins now, if that can be told, and behind how many.
-    pub(super) fn expects(&self, who: &Wants) -> Option<(Duration, usize)> {
-        let line = self.lines.get(&who.flow)?;
-        let ahead = line.projects.values().flatten().filter(|waiting| !waiting.hand.is_closed()).count();
+    /// How long one would have to wait that joins now, if that can be told, and behind how many: projects take turns.
+    pub(super) fn expects(&mut self, who: &Wants) -> Option<(Duration, usize)> {
+        let (now, line) = (self.nanos(Instant::now()), self.lines.get_mut(&who.flow)?);
+        for waiting in line.projects.values_mut() {
+            (0..first_who_left(waiting)).for_each(|_| self.shares.gives_up(&who.flow, now));
+        }
+        let own = line.projects.get(&who.project).map_or(0, VecDeque::len);
+        let others = line.projects.iter().filter(|(project, _)| **project != who.project);
+        let ahead = own + others.map(|(_, waiting)| waiting.len().min(own + 1)).sum::<usize>();
         // Whoever comes first has nobody to wait for but those who are served.
         if ahead == 0 {
             return None;
         }
-        let expected = line.pace.expects(ahead, self.nanos(Instant::now()))?;
+        let expected = line.pace.expects(ahead, now)?;
         Some((Duration::from_nanos(expected), ahead))
     }
 
@@ -139,24 +154,28 @@ impl Queue {
     pub(super) fn takes(&mut self, who: &Wants, now: Instant) -> Option<Holder> {
         let now = self.nanos(now);
         let since = self.shares.takes(&who.flow, who.share, now)?;
-        Some(Holder { flow: who.flow, since })
+        Some(Holder { flow: who.flow, since, guest: None })
     }
 
     /// A server is given back by who held it.
     pub(super) fn gives_back(&mut self, holder: Holder, now: Instant) {
         let now = self.nanos(now);
+        holder.guest.into_iter().for_each(|since| self.guests.leaves(since));
         self.shares.gives_back(&holder.flow, holder.since, now);
     }
 
     /// Hands a server to whom it suits best among those whose turn it is; returns it if nobody waits who may have it.
-    /// `charges`: its time is charged to them.
-    pub(super) fn hand(&mut self, mut server: Idle, charges: bool) -> Option<Idle> {
+    /// `charges`: its time is charged to them. `last`: who had it until now.
+    pub(super) fn hand(&mut self, mut server: Idle, charges: bool, last: Option<Flow>) -> Option<Idle> {
         let now = Instant::now();
-        while let Some(flow) = self.next(&server, now) {
+        while let Some(flow) = self.next(&server, last, now) {
             let Some(Waiting { hand, .. }) = self.take_from(flow, &server, now) else { continue };
             if charges {
-                let since = self.shares.is_served(&flow, self.nanos(now));
-                server.hold(Holder { flow, since });
+                let nanos = self.nanos(now);
+                let since = self.shares.is_served(&flow, nanos);
+                let is_guest = last.is_some_and(|last| last != flow);
+                let guest = is_guest.then(|| self.guests.comes(self.shares.usual(&flow), nanos)).flatten();
+                server.hold(Holder { flow, since, guest });
             } else {
                 self.shares.gives_up(&flow, self.nanos(now));
             }
@@ -172,8 +191,9 @@ impl Queue {
         Some(server)
     }
 
-    /// The organization that is to have this server: of those that have attained least, one that was on it.
-    fn next(&mut self, server: &Idle, now: Instant) -> Option<Flow> {
+    /// The organization that is to have this server: of those that have attained least, one that was on it; or the one that
+    /// had it until now, if the first lets it pass.
+    fn next(&mut self, server: &Idle, last: Option<Flow>, now: Instant) -> Option<Flow> {
         let first = self.shares.next(self.nanos(now))?;
         let Idle::Used(used) = server else { return Some(first) };
         let suits = |flow: &Flow| {
@@ -181,8 +201,24 @@ impl Queue {
             let next = line.and_then(|line| line.projects.get(line.turns.front()?)?.front());
             next.is_some_and(|waiting| used.serves(waiting.wants.0, SystemTime::now()))
         };
-        let slack = SLACK.as_nanos() as Nanos;
-        self.shares.near(self.nanos(now), slack).take(LOOK_AHEAD).find(|flow| suits(flow)).or(Some(first))
+        let (now, slack) = (self.nanos(now), SLACK.as_nanos() as Nanos);
+        if let Some(near) = self.shares.near(now, slack).take(LOOK_AHEAD).find(|flow| suits(flow)) {
+            return Some(near);
+        }
+        let stays = last.filter(|last| self.shares.room(last) > 0 && suits(last));
+        if let Some(last) = stays
+            && let Some(line) = self.lines.get_mut(&first)
+            && let Some(waits) = line.turns.front().and_then(|project| line.projects.get(project)?.front())
+            && self.guests.lets_pass(
+                (self.shares.usual(&first), self.shares.usual(&last)),
+                waits.since,
+                &mut line.passing,
+                now,
+            )
+        {
+            return Some(last);
+        }
+        Some(first)
     }
 
     /// The client of an organization whose turn it is; those who gave up are taken out on the way.
@@ -191,9 +227,7 @@ impl Queue {
         let line = self.lines.get_mut(&flow)?;
         while let Some(project) = line.turns.pop_front() {
             let Some(waiting) = line.projects.get_mut(&project) else { continue };
-            let before = waiting.len();
-            waiting.retain(|waiting| !waiting.hand.is_closed());
-            (waiting.len()..before).for_each(|_| self.shares.gives_up(&flow, now));
+            (0..without_those_who_left(waiting)).for_each(|_| self.shares.gives_up(&flow, now));
             let found = take_suited(waiting, server);
             if waiting.is_empty() {
                 line.projects.remove(&project);
@@ -276,6 +310,33 @@ impl Queue {
     fn nanos(&self, at: Instant) -> Nanos {
         at.saturating_duration_since(self.epoch).as_nanos() as Nanos
     }
+}
+
+/// Takes those out at the head of a line who gave up: who came first does so first. How many.
+fn first_who_left(line: &mut VecDeque<Waiting>) -> usize {
+    let mut left = 0;
+    while line.front().is_some_and(|first| first.hand.is_closed()) {
+        line.pop_front();
+        left += 1;
+    }
+    left
+}
+
+/// Takes those out who gave up, up to where a server is looked for; the rest of a long line is not looked through for every
+/// server. How many.
+fn without_those_who_left(line: &mut VecDeque<Waiting>) -> usize {
+    let (mut at, mut left) = (0, 0);
+    while at < LOOK_AHEAD
+        && let Some(waiting) = line.get(at)
+    {
+        if waiting.hand.is_closed() {
+            line.remove(at);
+            left += 1;
+        } else {
+            at += 1;
+        }
+    }
+    left
 }
 
 /// Whoever of a line has equal terms, for a cleaning costs most; of them who runs where the server's socket is registered.

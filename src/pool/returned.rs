@@ -42,7 +42,8 @@ impl Pool {
         if let Some(holder) = holder {
             state.waiting.gives_back(holder, Instant::now());
         }
-        let Some(server) = state.waiting.hand(server, self.charges()) else { return };
+        let last = holder.map(|holder| holder.flow);
+        let Some(server) = state.waiting.hand(server, self.charges(), last) else { return };
         state.idle.push(server);
         self.keep_one_clean(state);
     }

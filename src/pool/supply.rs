@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::holder::Holder;
 use super::lease::{Pool, State, refused};
-use super::server::{CleanServer, Idle, Place, Resting, Shard, jittered};
+use super::server::{CleanServer, Idle, Place, Resting, Shard, Unclean, jittered};
 use crate::net::dial::{DialError, Dialer, Dialled};
 use crate::wire::report::Report;
 
@@ -19,6 +19,9 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// For how long nobody tries again after PostgreSQL has refused the role: all are told what it said.
 const REFUSED: Duration = Duration::from_millis(500);
+
+/// So long after PostgreSQL has refused the role it is asked again, where no client comes to ask: the pool is not ready, and nobody is sent.
+const ASKED_AGAIN: Duration = Duration::from_secs(3);
 
 /// Servers that may be signing in at the same time in one pool: more would only slow each other down.
 pub(super) const MAX_OPENING: usize = 4;
@@ -58,9 +61,11 @@ impl Pool {
                         Ok(server) => self.opened(parameters, server),
                         Err(unclean) => {
                             tracing::warn!(pool = self.name(), reason = %unclean, "a new server failed at once");
-                            tokio::time::sleep(jittered(pause)).await;
-                            self.lock().opening -= 1;
-                            self.open_for_waiting(&mut self.lock(), shard);
+                            if self.goes_on_opening(&unprepared(&dialer, &unclean)) {
+                                tokio::time::sleep(jittered(pause)).await;
+                                self.lock().opening -= 1;
+                                self.open_for_waiting(&mut self.lock(), shard);
+                            }
                         }
                     }
                     return;
@@ -198,13 +203,20 @@ impl Pool {
 
     /// Looks whether PostgreSQL answers, while no server is open that would show it: readiness must not depend on
     /// clients coming first. Called by the keeper once a second.
-    pub async fn check(&self) {
-        let known = {
-            let state = self.lock();
-            state.open > 0 || state.trouble.as_ref().is_some_and(|trouble| !trouble.is_passing())
-        };
-        if known {
-            return;
+    pub async fn check(self: &Arc<Self>, shard: Shard) {
+        {
+            let mut state = self.lock();
+            if state.open > 0 || state.is_retired {
+                return;
+            }
+            // Whoever is refused is not told by a probe when it no longer is.
+            if state.trouble.as_ref().is_some_and(|trouble| !trouble.is_passing()) {
+                let is_due = state.failed.is_none_or(|failed| failed.elapsed() >= ASKED_AGAIN);
+                if is_due && !state.is_closing && !state.is_paused {
+                    self.open(&mut state, shard);
+                }
+                return;
+            }
         }
         let outcome = self.dialer().probe().await;
         let mut state = self.lock();
@@ -222,5 +234,14 @@ impl Pool {
             std::mem::take(&mut state.idle)
         };
         idle.into_iter().for_each(Resting::close);
+    }
+}
+
+/// Why a server that signed in could not be made ready.
+fn unprepared(dialer: &Dialer, unclean: &Unclean) -> DialError {
+    let (address, reason) = (dialer.address(), unclean.to_string());
+    match unclean {
+        Unclean::Gone(_) => DialError::Unreachable { address, reason },
+        _ => DialError::Unsupported { address, reason },
     }
 }

@@ -35,7 +35,7 @@ impl Pool {
             }
             choice @ (Choice::Open | Choice::Wait) => {
                 let in_vain = (choice == Choice::Open).then(|| self.was_refused(&state)).flatten();
-                if let Some(report) = in_vain.or_else(|| self.comes_too_late(&state, &who)) {
+                if let Some(report) = in_vain.or_else(|| self.comes_too_late(&mut state, &who)) {
                     return Err(Queue::refused(report));
                 }
                 let turn = state.waiting.join(&who);
@@ -50,7 +50,11 @@ impl Pool {
     }
 
     /// Who would be served behind its deadline is told so at once, and spares all others its wait.
-    fn comes_too_late(&self, state: &State, who: &Wants) -> Option<Report> {
+    fn comes_too_late(&self, state: &mut State, who: &Wants) -> Option<Report> {
+        // How fast the line moved before a pause, and does not in it, tells nothing of what comes behind it.
+        if state.is_paused {
+            return None;
+        }
         let limit = self.limits().wait_timeout;
         let (expected, ahead) = state.waiting.expects(who)?;
         if expected <= limit {
@@ -60,7 +64,7 @@ impl Pool {
         let message = format!("no server would come free within wait_timeout ({limit:?})");
         let report = Report::new(Sqlstate::TOO_MANY_CONNECTIONS, message)
             .detail(format!(
-                "{ahead} clients of the same organization wait already, about {expected:.1?} for a server."
+                "{ahead} clients of the same organization come first, about {expected:.1?} for a server."
             ))
             .hint("Try again later; raise pool.size, or make transactions shorter.");
         Some(report)

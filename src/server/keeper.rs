@@ -79,7 +79,7 @@ impl Pools {
     /// Why pools cannot serve.
     pub(super) fn troubles(&self) -> Vec<String> {
         let mut troubles: Vec<String> =
-            self.all().iter().filter_map(|pool| pool.trouble().map(|t| t.to_string())).collect();
+            self.all().iter().filter_map(|pool| pool.unready().map(|t| t.to_string())).collect();
         troubles.sort();
         troubles.dedup();
         troubles
@@ -116,7 +116,7 @@ pub(super) async fn keep(pools: Pools, metrics: PrometheusHandle) {
         round.tick().await;
         for pool in pools.all() {
             pool.close_expired(Instant::now());
-            pool.check().await;
+            pool.check(HERE).await;
             pool.keep_stocked(HERE);
         }
         // Samples of histograms are kept until somebody folds them in; between scrapes that is us.
