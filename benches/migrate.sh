@@ -101,19 +101,32 @@ export PGPASSWORD=$password
 load=("$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -D "rows=$rows" -f "$work/read.sql@8" -f "$work/list.sql@2"
   -f "$work/change.sql@3" -f "$work/add.sql@1" -l -h 127.0.0.1 -p "$port" -U shop)
 
-# Throughput and the longest statement between two moments, out of pgbench's logs.
-between() { # log's prefix, from, to
-  cat "$work/$1".* | awk -v from="$2" -v to="$3" '{
-      at = $5 + $6 / 1e6
-      if (at >= from && at < to) { n++; if ($3 > most) most = $3 }
-    } END { printf "%.0f %.1f\n", n / (to - from), most / 1000 }'
+# Out of pgbench's logs, in one pass, as they are large: for each span of standard input (from, to, until) the throughput from
+# `from` to `to` and the longest statement, in ms, that ended from `from` to `until`. No span begins ahead of the one before it.
+spans() { # log's prefix
+  cat >"$work/spans"
+  awk 'FNR == NR { from[NR] = $1; to[NR] = $2; until[NR] = $3; count = NR; next }
+      # One log for each thread of pgbench, in the order of time.
+      FNR == 1 { first = 1 }
+      {
+        at = $5 + $6 / 1e6
+        while (first <= count && at >= until[first]) first++
+        for (i = first; i <= count && at >= from[i]; i++) {
+          if (at < to[i]) n[i]++
+          if (at < until[i] && $3 > most[i]) most[i] = $3
+        }
+      }
+      END {
+        for (i = 1; i <= count; i++) printf "%.0f %.1f\n", (to[i] > from[i] ? n[i] / (to[i] - from[i]) : 0), most[i] / 1000
+      }' "$work/spans" "$work/$1".*
 }
 now() { date +%s.%N; }
 
 say "before: $seconds s"
 from=$(now)
 "${load[@]}" -T "$seconds" --log-prefix="$work/before" shop >"$work/err" 2>&1 || die "pgbench failed"
-read -r tps_before most_before < <(between before "$from" "$(now)")
+to=$(now)
+read -r tps_before most_before < <(spans before <<<"$from $to $to")
 
 mkdir "$work/plan"
 url="postgres://admin:$password@127.0.0.1:$port/shop"
@@ -141,28 +154,32 @@ select title || '|' || rows || '|' || extract(epoch from started) || '|' || extr
 from pgtenant.migration_steps order by number;
 SQL
 )
+mapfile -t figures < <(
+  for step in "${steps[@]}"; do
+    IFS='|' read -r _ _ begun ended until <<<"$step"
+    # Who had to wait for a step ends behind it.
+    printf '%s %s %s\n' "$begun" "$ended" "$until"
+  done | spans during
+)
+read -r tps_of_all most_of_all < <(spans during <<<"$from $to $to")
 report() {
-  local step title changed begun ended until tps most
-  read -r tps most < <(between during "$from" "$to")
+  local i title changed begun ended tps most
   printf '## A table of %s rows finds its organizations, under load\n\n' "$rows"
   printf '%s; %s cores; %s; %s clients of pgbench, prepared statements.\n\n' "$(date +%F)" "$(nproc)" \
     "$("$pg_bin/postgres" --version)" "$clients"
   printf '| phase | seconds | rows changed | tps | of before | longest statement ms |\n|---|---:|---:|---:|---:|---:|\n'
   printf '| before | %s | - | %s | 1.00 | %s |\n' "$seconds" "$tps_before" "$most_before"
   ratio() { awk -v a="$1" -v b="$tps_before" 'BEGIN { printf "%.2f", a / b }'; }
-  printf '| all of apply | %.0f | - | %s | %s | %s |\n' "$(awk -v a="$from" -v b="$to" 'BEGIN { print b - a }')" "$tps" "$(ratio "$tps")" "$most"
-  for step in "${steps[@]}"; do
-    IFS='|' read -r title changed begun ended until <<<"$step"
-    read -r tps_step _ < <(between during "$begun" "$ended")
-    # Who had to wait for a step ends behind it.
-    read -r _ most_step < <(between during "$begun" "$until")
+  took() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.1f", b - a }'; }
+  printf '| all of apply | %s | - | %s | %s | %s |\n' "$(took "$from" "$to")" "$tps_of_all" "$(ratio "$tps_of_all")" "$most_of_all"
+  for i in "${!steps[@]}"; do
+    IFS='|' read -r title changed begun ended _ <<<"${steps[i]}"
+    read -r tps most <<<"${figures[i]}"
     # Those that take long, and those that somebody had to wait for.
-    awk -v took="$(awk -v a="$begun" -v b="$ended" 'BEGIN { print b - a }')" -v most="$most_step" -v held="$HELD" \
-      'BEGIN { exit !(took > 1 || most > held) }' || continue
-    printf '| %s | %.1f | %s | %s | %s | %s |\n' "$title" "$(awk -v a="$begun" -v b="$ended" 'BEGIN { print b - a }')" "$changed" \
-      "$tps_step" "$(ratio "$tps_step")" "$most_step"
+    awk -v took="$(took "$begun" "$ended")" -v most="$most" -v held="$HELD" 'BEGIN { exit !(took > 1 || most > held) }' || continue
+    printf '| %s | %s | %s | %s | %s | %s |\n' "$title" "$(took "$begun" "$ended")" "$changed" "$tps" "$(ratio "$tps")" "$most"
   done
-  printf '\nStatements that failed: %s (goal: none). Longest statement: %s ms (goal: 200). ' "$errors" "$most"
+  printf '\nStatements that failed: %s (goal: none). Longest statement: %s ms (goal: 200). ' "$errors" "$most_of_all"
   printf 'Throughput while rows are moved: see its line (goal: 0.7 of before).\n'
 }
 report >"$work/report"

@@ -15,8 +15,11 @@ use super::migration::{How, Step};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a step tries to get its locks.
+/// How long a step tries to get its locks; one that goes row by row, since it last got any further.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(120);
+
+/// For so long one that has ended may seem to be at work.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Why it stopped.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +86,16 @@ pub async fn alone(client: &Client) -> Result<(), ApplyError> {
     // Autovacuum gives way to who has waited for a lock for so long; with PostgreSQL's 1 s nothing here ever would have. For superusers.
     let _ = client.batch_execute("SET deadlock_timeout = '50ms'").await;
     let sql = "SELECT pg_try_advisory_lock(hashtext('pgtenant migrate'), hashtext(current_database()))";
-    if client.query_one(sql, &[]).await?.get(0) {
-        return Ok(());
+    // PostgreSQL may not have noticed yet that the last one is gone.
+    let deadline = Instant::now() + ENDING;
+    loop {
+        if client.query_one(sql, &[]).await?.get(0) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            break;
+        }
+        tokio::time::sleep(FIRST_PAUSE).await;
     }
     let sql = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted \
                AND (classid, objid) = (hashtext('pgtenant migrate')::bigint & 4294967295, hashtext(current_database())::bigint & 4294967295)";
@@ -177,14 +188,20 @@ async fn run(
     direction: Direction,
     progress: &dyn Progress,
 ) -> Result<(), ApplyError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    let (mut tries, mut pause) = (0, FIRST_PAUSE);
+    let mut deadline = Instant::now() + LOCK_PATIENCE;
+    let (mut tries, mut pause, mut place) = (0, FIRST_PAUSE, None);
     loop {
         let failed = match attempt(client, step, direction).await {
             Ok(()) => break,
             Err(error) => error,
         };
         let _ = client.batch_execute("ROLLBACK").await;
+        if step.how == How::Batches {
+            let now = ledger::position(client, &step.id).await?;
+            if now != place {
+                (deadline, pause, place) = (Instant::now() + LOCK_PATIENCE, FIRST_PAUSE, now);
+            }
+        }
         if !is_worth_a_try(&failed) || Instant::now() > deadline {
             return Err(ApplyError::Failed {
                 id: step.id.clone(),

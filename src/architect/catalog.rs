@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::Deserialize;
 use tokio_postgres::Client;
 
@@ -32,6 +33,9 @@ pub struct Catalog {
     /// What queries look for, where pg_stat_statements tells; what takes most time is first.
     #[serde(skip)]
     pub searches: Vec<Search>,
+    /// Of what a migration is planned from; estimates, roles and comments are not in it.
+    #[serde(skip)]
+    pub fingerprint: String,
 }
 
 /// A table.
@@ -56,6 +60,12 @@ pub struct Table {
     pub writes: i64,
     /// Row level security is enabled.
     pub has_policies: bool,
+    /// It holds for the owner too.
+    pub is_forced: bool,
+    /// Its own policies, in force or not.
+    pub policies: Vec<Policy>,
+    /// What PUBLIC may do with it.
+    pub public_rights: Vec<String>,
     /// What it inherits from, or is a partition of.
     pub parents: Vec<Name>,
     /// In their order.
@@ -68,6 +78,15 @@ pub struct Table {
     pub triggers: Vec<String>,
     /// Roles that have rights on it.
     pub grantees: Vec<String>,
+}
+
+/// A policy.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    /// PERMISSIVE
+    pub is_permissive: bool,
 }
 
 /// A column.
@@ -123,6 +142,10 @@ pub struct Constraint {
     pub target: Option<Name>,
     /// There.
     pub target_columns: Vec<String>,
+    /// What ON DELETE SET NULL or SET DEFAULT is for, where that is not all of its columns.
+    pub delete_columns: Vec<String>,
+    /// A view or a function cannot be without it.
+    pub is_built_upon: bool,
     /// `pg_constraint.confdeltype`
     pub on_delete: char,
     /// `pg_constraint.confupdtype`
@@ -160,6 +183,8 @@ pub struct Index {
     pub is_valid: bool,
     /// It has a WHERE.
     pub is_partial: bool,
+    /// Logical replication knows rows by it.
+    pub is_replica_identity: bool,
     /// Part of a partitioned table's.
     pub is_inherited: bool,
     /// The constraint whose it is.
@@ -192,8 +217,15 @@ impl Catalog {
     /// # Errors
     /// PostgreSQL refuses, or answers what is not understood.
     pub async fn read(client: &Client) -> Result<Self, CatalogError> {
-        let row = client.query_one(include_str!("sql/catalog.sql"), &[]).await?;
-        let mut catalog: Self = serde_json::from_value(row.get(0))?;
+        // Names are written with their schemas, whoever asks.
+        client.batch_execute("BEGIN; SET LOCAL search_path = pg_catalog").await?;
+        let read = client.query_one(include_str!("sql/catalog.sql"), &[]).await;
+        client.batch_execute("COMMIT").await?;
+        let row = read?;
+        let document: serde_json::Value = row.get(0);
+        let fingerprint = fingerprint(&document);
+        let mut catalog: Self = serde_json::from_value(document)?;
+        catalog.fingerprint = fingerprint;
         catalog.searches = workload::read(client, &catalog.tables).await?;
         Ok(catalog)
     }
@@ -236,6 +268,28 @@ impl Catalog {
     }
 }
 
+/// Of tables and views; what changes by itself, or does not matter, is left out.
+fn fingerprint(document: &serde_json::Value) -> String {
+    const PASSING: [&str; 7] = ["rows", "bytes", "writes", "owner", "comment", "grantees", "is_valid"];
+    fn keep(value: &serde_json::Value) -> serde_json::Value {
+        match value {
+            serde_json::Value::Array(all) => all.iter().map(keep).collect(),
+            serde_json::Value::Object(all) => {
+                let kept = all.iter().filter(|(key, _)| !PASSING.contains(&key.as_str()));
+                kept.map(|(key, value)| (key.clone(), keep(value))).collect()
+            }
+            other => other.clone(),
+        }
+    }
+    let kept = keep(&serde_json::json!([document["tables"], document["views"]]));
+    digest(&SHA256, kept.to_string().as_bytes())
+        .as_ref()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
 impl Table {
     /// A column of this name.
     pub fn column(&self, name: &str) -> Option<&Column> {
@@ -245,6 +299,11 @@ impl Table {
     /// It is a partition, or inherits from another table.
     pub fn is_part(&self) -> bool {
         !self.parents.is_empty()
+    }
+
+    /// It has row level security of its own.
+    pub fn has_own_policies(&self) -> bool {
+        self.has_policies && !self.policies.is_empty()
     }
 
     /// Its primary key.

@@ -110,6 +110,15 @@ pub async fn begin(client: &Client, step: &Step) -> Result<(), tokio_postgres::E
     client.execute(sql, &[&step.id, &step.title, &hash_of(step)]).await.map(drop)
 }
 
+/// How far a step is that goes row by row; nothing at its begin.
+///
+/// # Errors
+/// PostgreSQL refuses.
+pub async fn position(client: &Client, id: &str) -> Result<Option<String>, tokio_postgres::Error> {
+    let sql = "SELECT position::text FROM pgtenant.migration_steps WHERE id = $1";
+    Ok(client.query_opt(sql, &[&id]).await?.and_then(|row| row.get(0)))
+}
+
 /// A step is done.
 ///
 /// # Errors

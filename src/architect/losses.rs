@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::migrate::Stop;
-use super::migration::{Step, mapping_table};
+use super::migration::{Step, items, mapping_table};
 use super::names::{Name, ident, literal};
 use super::treatment::{Entry, Otherwise, Source, Treatment};
 
@@ -26,6 +26,8 @@ pub async fn none(client: &Client, treatment: &Treatment, undo: &[Step]) -> Resu
             ));
         }
     }
+    owned(client, treatment, undo).await?;
+    doubled(client, undo).await?;
     let (default, quarantine) = (&treatment.default, &treatment.quarantine);
     if let Some(name) = treatment.organizations()
         && undo.iter().any(|step| step.sql.contains(&format!("DROP TABLE IF EXISTS {name}")))
@@ -76,6 +78,67 @@ pub async fn none(client: &Client, treatment: &Treatment, undo: &[Step]) -> Resu
         }
     }
     Ok(())
+}
+
+/// With a role that the migration made go the things that it owns: there must be none.
+async fn owned(client: &Client, treatment: &Treatment, undo: &[Step]) -> Result<(), Stop> {
+    let goes =
+        |role: &&String| undo.iter().any(|step| step.sql.contains(&format!("DROP OWNED BY {}", ident(role))));
+    for role in treatment.roles.application.iter().filter(goes) {
+        let sql = "SELECT pg_describe_object(classid, objid, objsubid) FROM pg_shdepend \
+                   WHERE refclassid = 'pg_authid'::regclass AND refobjid = (SELECT oid FROM pg_roles WHERE rolname = $1) AND deptype = 'o' \
+                   AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1 LIMIT 1";
+        if let Some(row) = client.query_opt(sql, &[role]).await? {
+            let what: String = row.get(0);
+            return refused(format!(
+                "role {role} owns {what}, which would go with it: REASSIGN OWNED BY {} TO another role first",
+                ident(role)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What is to be unique over all again must be so.
+async fn doubled(client: &Client, undo: &[Step]) -> Result<(), Stop> {
+    const MADE: &str = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS ";
+    for sql in undo.iter().flat_map(|step| &step.sql) {
+        let Some((name, table, keys, filter)) = sql.strip_prefix(MADE).and_then(unique_of) else { continue };
+        let kind = "SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)";
+        let only = match client.query_opt(kind, &[&table]).await?.map(|row| row.get(0)) {
+            None => continue,
+            Some(true) => "",
+            // Tables that inherit from it have rows of their own.
+            Some(false) => "ONLY ",
+        };
+        let some: Vec<_> = keys.iter().map(|key| format!("({key}) IS NOT NULL")).collect();
+        let sql = format!(
+            "SELECT ({})::text FROM {only}{table} WHERE {} AND ({filter}) GROUP BY {} HAVING count(*) > 1 LIMIT 1",
+            keys.join(", "),
+            some.join(" AND "),
+            keys.join(", "),
+        );
+        if let Some(row) = client.query_opt(sql.as_str(), &[]).await? {
+            let what: Option<String> = row.get(0);
+            return refused(format!(
+                "several organizations have {} in {table}, where {name} would be unique over all again: change that first",
+                what.unwrap_or_default()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// An index's name, its table, its keys as they stand in it, and its condition; nothing where one of the keys has an operator class,
+/// an order or a collation of its own.
+fn unique_of(rest: &str) -> Option<(&str, &str, Vec<&str>, &str)> {
+    let (name, rest) = rest.split_once(" ON ")?;
+    let (table, rest) = rest.split_once(" USING btree (")?;
+    let (keys, behind) = items(rest);
+    let keys: Vec<_> = keys.into_iter().map(str::trim).collect();
+    let is_plain = keys.iter().all(|key| key.ends_with(')') || key.ends_with('"') || !key.contains(' '));
+    let filter = behind.split_once(" WHERE ").map_or("true", |(_, filter)| filter);
+    is_plain.then_some((name, table, keys, filter))
 }
 
 async fn there(client: &Client, name: &str) -> Result<bool, tokio_postgres::Error> {

@@ -12,7 +12,7 @@ use super::guess::Guess;
 use super::migration::{self, Design, Move, Part, Step, text};
 use super::names::{Name, ident, literal};
 use super::treatment::{Entry, Otherwise, Scope, Source, Treatment};
-use super::{backup, ledger, losses, pace, precheck, report, verify};
+use super::{backup, ledger, losses, pace, precheck, promises, report, verify};
 
 /// Which database, and where the files of its migration lie.
 #[derive(Debug, Clone)]
@@ -84,6 +84,7 @@ pub async fn plan(place: &Place, with_citus: bool, tell: &dyn Tell) -> Result<()
     let parts = migration::moves(&design);
     let folder = folder_of(&place.tenancy);
     let (files, made_from) = (files_of(&parts), fingerprint(place, &treatment)?);
+    let made_from = format!("{made_from} {}", catalog.fingerprint);
     // Of a plan before.
     for name in [CUT_OVER_FILE.to_owned(), format!("{CUT_OVER_FILE}.rollback")] {
         let _ = std::fs::remove_file(folder.join(format!("{name}.sql")));
@@ -134,17 +135,21 @@ fn fingerprint(place: &Place, treatment: &Treatment) -> Result<String, Stop> {
     Ok(all.finish().as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The files were planned from what `tenancy.toml` says now.
-fn made_from(place: &Place, fingerprint: &str) -> Result<(), Stop> {
+/// The files were planned from what `tenancy.toml` says now, and for the schema that is there now.
+fn made_from(place: &Place, fingerprint: &str, catalog: &Catalog) -> Result<(), Stop> {
     let name = format!("{}.sql", Part::Transformation.file());
     let text = std::fs::read_to_string(folder_of(&place.tenancy).join(&name)).unwrap_or_default();
-    match text::made_from(&text) {
-        Some(other) if other != fingerprint => Err(Stop::Wrong(format!(
-            "{} or a file that it names was changed after {name} was planned from it: run pgtenant migrate plan again; nothing was changed",
-            place.tenancy.display()
-        ))),
-        _ => Ok(()),
-    }
+    let Some((tenancy, schema)) = text::made_from(&text).and_then(|both| both.split_once(' ')) else {
+        return Ok(());
+    };
+    let what = match (tenancy == fingerprint, schema == catalog.fingerprint) {
+        (true, true) => return Ok(()),
+        (false, _) => format!("{} or a file that it names", place.tenancy.display()),
+        (true, false) => "the schema of the database".to_owned(),
+    };
+    Err(Stop::Wrong(format!(
+        "{what} was changed after {name} was planned from it: run pgtenant migrate plan again; nothing was changed"
+    )))
 }
 
 /// The cut-over has a file of its own: it comes after 005, and when people say so.
@@ -221,7 +226,7 @@ pub async fn apply(place: &Place, wanted: Wanted, tell: &dyn Tell) -> Result<usi
     let is_fresh = ledger::read(&client).await?.is_empty();
     if is_fresh {
         let treatment = Treatment::read_with_files(&place.tenancy).map_err(Stop::Wrong)?;
-        made_from(place, &fingerprint(place, &treatment)?)?;
+        made_from(place, &fingerprint(place, &treatment)?, &catalog)?;
         let design = Design::new(&catalog, &treatment)
             .map_err(|mistakes| Stop::Wrong(format!("{}:\n{mistakes}", place.tenancy.display())))?;
         precheck::rows(&client, &design, tell).await?;
@@ -253,6 +258,7 @@ pub async fn apply(place: &Place, wanted: Wanted, tell: &dyn Tell) -> Result<usi
     for line in quarantined(&client, &treatment).await? {
         tell.result(&line);
     }
+    promises::keep(&client, &treatment).await?;
     Ok(ran)
 }
 
@@ -383,7 +389,10 @@ pub async fn verify(place: &Place, tell: &dyn Tell) -> Result<(), Stop> {
         let legacy = treatment.roles.legacy.join(", ");
         tell.result(&format!("not cut over: {legacy} see every row of every organization"));
     }
-    let found = verify::findings(&client, &all, &treatment).await?;
+    let mut found = verify::findings(&client, &all, &treatment).await?;
+    if all.iter().all(|step| lines.get(&step.id).is_some_and(|line| line.state == ledger::State::Done)) {
+        found.extend(promises::broken(&client, &treatment).await?);
+    }
     if found.is_empty() {
         tell.result(&format!("all {} steps hold, and every table has its tenant", all.len()));
         return Ok(());
@@ -422,6 +431,7 @@ pub async fn rollback(place: &Place, to: Option<&str>, tell: &dyn Tell) -> Resul
         client
             .batch_execute(
                 "DROP TABLE pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_pace; \
+                 DROP TABLE IF EXISTS pgtenant.migration_promises; \
                  DO 'BEGIN DROP SCHEMA pgtenant; EXCEPTION WHEN dependent_objects_still_exist THEN NULL; END'",
             )
             .await?;

@@ -3,12 +3,12 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use super::apply;
 use super::mapping::Mapping;
 use super::migrate::{Stop, Tell};
 use super::migration::{Design, TenantColumn, Tenanted};
 use super::names::{ident, idents};
 use super::treatment::{Otherwise, Source};
+use super::{apply, crossing};
 
 /// A standby that is further behind than this, in seconds, is told of: batches wait for it.
 const LAG: f64 = 5.0;
@@ -70,8 +70,9 @@ pub async fn server(client: &Client, tell: &dyn Tell) -> Result<(), Stop> {
 /// # Errors
 /// Which rows, and what can be done.
 pub async fn rows(client: &Client, design: &Design<'_>, tell: &dyn Tell) -> Result<(), Stop> {
-    let mut wrong = Vec::new();
+    let mut wrong = crossing::owners_that_are_missing(client, design).await?;
     for one in &design.tables {
+        wrong.extend(crossing::rows(client, design, one).await?);
         let (table, this) = (&one.table.name, ident(&one.table.name.name));
         let rows = one.own_rows(design.catalog);
         tell.says(&format!("looking at rows of {table}"));

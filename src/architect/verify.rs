@@ -43,7 +43,7 @@ pub async fn sum_up(
         .await?;
     let columns: Vec<_> = columns.iter().map(|name| ident(name)).collect();
     let sql = format!(
-        "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text FROM (SELECT {} FROM {table}) AS t",
+        "SELECT count(*), coalesce(sum(hashtextextended(pgtenant_row::text, 0)::numeric), 0)::text FROM (SELECT {} FROM {table}) AS pgtenant_row",
         columns.join(", ")
     );
     let row = client.query_one(&sql, &[]).await?;

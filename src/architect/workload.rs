@@ -268,6 +268,7 @@ mod tests {
                 .collect();
             serde_json::from_value(serde_json::json!({"schema": "public", "name": name, "is_partitioned": false,
                 "is_partition": false, "owner": "o", "comment": null, "rows": 0, "bytes": 0, "writes": 0, "has_policies": false,
+                "is_forced": false, "policies": [], "public_rights": [],
                 "parents": [], "columns": columns, "constraints": [], "indexes": [], "triggers": [], "grantees": []}))
             .unwrap()
         };

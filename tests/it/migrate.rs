@@ -1,7 +1,10 @@
 //! `pgtenant migrate`: a single-tenant application becomes multi-tenant while it is there, and single-tenant again.
 
+mod at_work;
+mod by_hand;
 mod desk;
 mod killed;
+mod schemas;
 mod sources;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -286,7 +289,8 @@ async fn the_demos_schema_goes_there_and_back() {
     let database = shared.empty_database().await;
     let admin = database.admin().await;
     admin.batch_execute(include_str!("../../src/cli/demo/schema.sql")).await.unwrap();
-    psql(&database, std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/migrate-rows.sql")));
+    let rows = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/migrate-rows.sql"));
+    by_hand::psql(&database, rows, "");
     let before = dumped(&database).await;
     let desk = Desk::at(&database);
     desk.done("plan", &[]);
@@ -296,54 +300,6 @@ async fn the_demos_schema_goes_there_and_back() {
     desk.done("verify", &[]);
     desk.done("rollback", &[]);
     assert_same(&before, &dumped(&database).await, 15);
-}
-
-/// Runs a file.
-fn psql(database: &Database, file: &std::path::Path) {
-    let mut command = std::process::Command::new("psql");
-    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &database.url, "-f"]).arg(file);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
-}
-
-/// In a shop with psql alone, or by another tool: the files are what is run, and nothing else.
-#[tokio::test]
-async fn the_files_can_be_run_by_hand() {
-    for schema in [SHOP, include_str!("migrate/agency.sql")] {
-        let [ours, by_hand] =
-            [postgres::shared().empty_database().await, postgres::shared().empty_database().await];
-        for database in [&ours, &by_hand] {
-            database.admin().await.batch_execute(schema).await.unwrap();
-        }
-        let before = dumped(&by_hand).await;
-        let desk = Desk::at(&ours);
-        desk.run("plan", &[]);
-        desk.edit(&format!("{}_tenant", ours.name), "app");
-        if schema != SHOP {
-            desk.edit("[tables.\"public.events\"]\nscope = \"unknown\"", EVENTS);
-        }
-        desk.done("plan", &[]);
-        desk.done("apply", &["--no-backup"]);
-        let run = |names: [&str; 3]| {
-            for name in names {
-                psql(&by_hand, &desk.folder.path().join(format!("{name}.sql")));
-            }
-        };
-        let [first, second, third] = FILES;
-        run([first, second, third]);
-        let when = |text: String| {
-            text.lines().filter(|line| !line.contains("\tDefault\t")).collect::<Vec<_>>().join("\n")
-        };
-        let without_ledger = async |database: &Database| {
-            let ledger = "DROP TABLE IF EXISTS pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_pace";
-            database.admin().await.batch_execute(ledger).await.unwrap();
-            when(dumped(database).await)
-        };
-        assert_same(&without_ledger(&ours).await, &without_ledger(&by_hand).await, 15);
-        let back = FILES.map(|name| format!("{name}.rollback"));
-        run([&back[2], &back[1], &back[0]]);
-        assert_same(&before, &dumped(&by_hand).await, 15);
-    }
 }
 
 const FILES: [&str; 3] = [

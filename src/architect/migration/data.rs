@@ -1,5 +1,6 @@
 //! 005: rows find whose they are; then nothing may be without an organization, and keys lead with it, or do so at the cut-over.
 
+use super::batches::{BATCH_MS, Batches};
 use super::design::{Design, TenantColumn, Tenanted};
 use super::expand::{self, has_constraint};
 use super::keys::{self, Reference, Replaced, Unique};
@@ -7,9 +8,6 @@ use super::{How, Move, Moves, Part, partitions, sources};
 use crate::architect::catalog::{Constraint, Kind};
 use crate::architect::names::{Name, composed, dollar_quoted, ident, idents, literal};
 use crate::architect::treatment::Source;
-
-/// For so long the rows of a batch are locked, in milliseconds: by that the size of the next one is chosen.
-const BATCH_MS: u32 = 50;
 
 pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     let mut moves = Moves::new(Part::Data);
@@ -47,98 +45,35 @@ fn backfill(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, 
     let Some(value) = sources::value(design, one, column) else {
         return nobody_is_left_out(design, one, column, moves);
     };
-    let id = format!("{}.{:04}", Part::Data.number(), (moves.all.len() + 1) * 10);
+    let id = next_id(moves);
     let rows = one.own_rows(design.catalog);
-    let sql = batches(one, &rows, column.name, &value, &id);
+    let (this, name) = (ident(&one.table.name.name), ident(column.name));
+    let complaint = complaint(one, &rows, &name);
+    let wrong = format!("{this}.{name} IS NULL");
+    let (column_name, complaint) = (name.as_str(), Some(complaint.as_str()));
+    let batches =
+        Batches { one, rows: &rows, column: column_name, value: &value, wrong: &wrong, id: &id, complaint };
     let what = if is_project { "project" } else { "organization" };
+    let lock = format!("ROW EXCLUSIVE, and some rows for about {BATCH_MS} ms at a time");
     moves
-        .add(
-            format!("rows of {table} find their {what}"),
-            format!("ROW EXCLUSIVE, and some rows for about {BATCH_MS} ms at a time"),
-            How::Batches,
-            vec![sql],
-        )
-        .checked(format!("SELECT NOT EXISTS (SELECT FROM {rows} WHERE {} IS NULL)", ident(column.name)));
-    if matches!(column.source, Source::Through(_)) {
+        .add(format!("rows of {table} find their {what}"), lock.clone(), How::Batches, vec![batches.sql()])
+        .checked(format!("SELECT NOT EXISTS (SELECT FROM {rows} WHERE {name} IS NULL)"));
+    if let (Source::Through(_), Some(held)) = (column.source, sources::value_held(design, one, column)) {
         // What a row hangs on may have been given away while a batch looked at it. From now on foreign keys take care.
-        let (this, name) = (ident(&one.table.name.name), ident(column.name));
+        let (id, wrong) = (next_id(moves), format!("{this}.{name} IS DISTINCT FROM {value}"));
+        let batches = Batches { value: &held, wrong: &wrong, id: &id, complaint: None, ..batches };
         moves.add(
             format!("rows of {table} whose {what} changed meanwhile"),
-            "ROW EXCLUSIVE: rows are read",
-            How::Transaction,
-            vec![
-                "SET LOCAL session_replication_role = replica".to_owned(),
-                format!("UPDATE {rows} AS {this} SET {name} = {value} WHERE {this}.{name} IS DISTINCT FROM {value}"),
-            ],
+            lock,
+            How::Batches,
+            vec![batches.sql()],
         );
     }
 }
 
-/// One statement that goes through a table by its primary key, or row by row where it has none, and commits each batch.
-fn batches(one: &Tenanted<'_>, rows: &str, column: &str, value: &str, id: &str) -> String {
-    let (table, this, column) = (&one.table.name, ident(&one.table.name.name), ident(column));
-    let key: Vec<String> = one.table.primary_key().map(|key| key.columns.clone()).unwrap_or_default();
-    // Nothing here is called as a column or a table of the application may be.
-    let keys =
-        if key.is_empty() { vec!["ctid".to_owned()] } else { key.iter().map(|name| ident(name)).collect() };
-    let numbered = |what: &dyn Fn(usize, &str) -> String| {
-        keys.iter().enumerate().map(|(n, name)| what(n, name)).collect::<Vec<_>>().join(", ")
-    };
-    let kind = |n: usize| match key.get(n).and_then(|name| one.table.column(name)) {
-        Some(column) => column.kind.as_str(),
-        None => "tid",
-    };
-    let own = numbered(&|_, name| format!("{this}.{name}"));
-    let body = format!(
-        "
-DECLARE
-    -- The key of the last row that has been looked at.
-    pgtenant_at jsonb := (SELECT position FROM pgtenant.migration_steps WHERE id = '{id}');
-    pgtenant_size integer := 500;
-    pgtenant_looked bigint;
-    pgtenant_changed bigint;
-    pgtenant_left bigint;
-    pgtenant_begun timestamptz;
-    pgtenant_took float8;
-BEGIN
-    UPDATE pgtenant.migration_steps SET total = (
-        SELECT sum(greatest(part.reltuples, 0)) FROM pg_class AS part
-        WHERE part.oid = {regclass} OR part.oid IN (SELECT relid FROM pg_partition_tree({regclass}))
-    ) WHERE id = '{id}';
-    LOOP
-        pgtenant_begun := clock_timestamp();
-        SET LOCAL session_replication_role = replica; -- nobody's triggers: nothing but this column changes
-        SET LOCAL plan_cache_mode = force_custom_plan;
-        WITH pgtenant_batch AS MATERIALIZED (
-            SELECT {select} FROM {rows} AS {this}
-            WHERE pgtenant_at IS NULL OR ({own}) > ({typed})
-            ORDER BY {own} LIMIT pgtenant_size
-        ), pgtenant_done AS (
-            UPDATE {rows} AS {this} SET {column} = {value}
-            FROM pgtenant_batch WHERE ({own}) = ({batch}) AND {this}.{column} IS NULL
-            RETURNING 1
-        )
-        SELECT (SELECT count(*) FROM pgtenant_batch), (SELECT count(*) FROM pgtenant_done),
-            coalesce((SELECT jsonb_build_object({record}) FROM pgtenant_batch ORDER BY {last} LIMIT 1), pgtenant_at)
-            INTO pgtenant_looked, pgtenant_changed, pgtenant_at;
-        UPDATE pgtenant.migration_steps SET position = pgtenant_at, rows = rows + pgtenant_changed WHERE id = '{id}';
-        COMMIT;
-        EXIT WHEN pgtenant_looked < pgtenant_size;
-        pgtenant_took := greatest(0.001, extract(epoch FROM clock_timestamp() - pgtenant_begun));
-        PERFORM pg_sleep(pause + nice * pgtenant_took) FROM pgtenant.migration_pace;
-        pgtenant_size := greatest(100, least(20000, pgtenant_size * least(2, {BATCH_MS} / 1000.0 / pgtenant_took)))::integer;
-    END LOOP;
-{complaint}END
-",
-        select = numbered(&|n, name| format!("{this}.{name} AS pgtenant_{n}")),
-        typed = numbered(&|n, _| format!("(pgtenant_at ->> '{n}')::{}", kind(n))),
-        batch = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n}")),
-        record = numbered(&|n, _| format!("'{n}', pgtenant_batch.pgtenant_{n}")),
-        last = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n} DESC")),
-        complaint = complaint(one, rows, &column),
-        regclass = format!("{}::regclass", literal(&table.to_string())),
-    );
-    format!("DO {}", dollar_quoted(&body))
+/// Of the step that is added next.
+fn next_id(moves: &Moves) -> String {
+    format!("{}.{:04}", Part::Data.number(), (moves.all.len() + 1) * 10)
 }
 
 /// Where a column says whose rows are, it must say so for all.

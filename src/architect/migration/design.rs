@@ -6,7 +6,7 @@ use std::fmt;
 use super::obstacles;
 use crate::architect::catalog::{Catalog, Constraint, Table};
 use crate::architect::names::Name;
-use crate::architect::treatment::{Entry, Otherwise, Scope, Source, Treatment};
+use crate::architect::treatment::{Entry, IdColumn, Otherwise, Scope, Source, Treatment};
 
 /// A schema and what is to become of it.
 pub struct Design<'a> {
@@ -105,6 +105,7 @@ impl<'a> Design<'a> {
                 treatment.projects.kind.sql()
             ));
         }
+        wrong.extend(design.kinds());
         wrong.extend(design.strangers());
         wrong.extend(obstacles::roles(&design));
         let mut found = Vec::new();
@@ -129,6 +130,31 @@ impl<'a> Design<'a> {
         }
         design.notes = obstacles::notes(&design);
         Ok(design)
+    }
+
+    /// Tables of tenants that are there, with ids of other types than the file says.
+    fn kinds(&self) -> Vec<String> {
+        let both = [
+            ("organizations", &self.organizations, &self.treatment.organizations),
+            ("projects", &self.projects, &self.treatment.projects),
+        ];
+        let there = both
+            .into_iter()
+            .filter_map(|(what, name, tenants)| Some((what, tenants, self.catalog.table(name)?)));
+        let wrong = there.filter_map(|(what, tenants, table)| {
+            let (name, id) = (&table.name, &tenants.id);
+            let Some(column) = table.column(id) else {
+                return Some(format!("[{what}] id = {id:?}: {name} has no such column"));
+            };
+            (IdColumn::of(&column.kind) != Some(tenants.kind)).then(|| {
+                format!(
+                    "[{what}] type = {:?}: {id} of {name} is {}; say that, or name another table, which is made where there is none",
+                    tenants.kind.sql(),
+                    column.kind
+                )
+            })
+        });
+        wrong.collect()
     }
 
     /// Tables that the file names and the database does not have.

@@ -1,6 +1,8 @@
 //! 003: everything that can be added while the application goes on as it is.
 
-use super::design::{Design, Tenanted};
+use std::collections::BTreeSet;
+
+use super::design::{Design, TenantColumn, Tenanted};
 use super::keys::{self, Replaced, Unique};
 use super::{How, Move, Moves, Part, partitions, sources, tenants};
 use crate::architect::install;
@@ -286,21 +288,45 @@ fn emptied(design: &Design<'_>, one: &Tenanted<'_>) -> Vec<String> {
     sql
 }
 
-/// Rows that legacy roles write find their organization like those that are there.
+/// The columns by which a row finds whose it is, where that can be told.
+fn found_by<'a>(design: &'a Design<'_>, column: &'a TenantColumn<'_>) -> &'a [String] {
+    match column.source {
+        Source::Through(columns) => columns,
+        Source::Mapping(file) => design.treatment.mappings.get(file).map_or(&[], |mapping| &mapping.columns),
+        Source::Default | Source::Column(_) | Source::Expression(_) => &[],
+    }
+}
+
+/// Rows that legacy roles write find their organization like those that are there, and others when they are changed so that they
+/// would find another one.
 fn triggers(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
     if design.treatment.roles.legacy.is_empty() {
         return;
     }
     let table = &one.table.name;
-    let mut body = String::new();
+    let (mut body, mut watched) = (String::new(), BTreeSet::new());
     for column in one.tenant_columns() {
         let name = ident(column.name);
         let Some(expression) = sources::value(design, one, column) else { continue };
         let this = ident(&table.name);
+        let by = found_by(design, column);
+        watched.extend(by.iter().map(|name| ident(name)));
+        let is_moved = by.iter().map(|name| format!("NEW.{0} IS DISTINCT FROM OLD.{0}", ident(name)));
+        let is_moved = is_moved.collect::<Vec<_>>().join(" OR ");
+        let or_moved = match by.is_empty() {
+            true => String::new(),
+            false => format!(
+                "\n        OR TG_OP = 'UPDATE' AND NEW.{name} IS NOT DISTINCT FROM OLD.{name} AND ({is_moved})"
+            ),
+        };
         body.push_str(&format!(
-            "    IF NEW.{name} IS NULL THEN\n        NEW.{name} := (SELECT {expression} FROM (SELECT (NEW).*) AS {this});\n    END IF;\n"
+            "    IF NEW.{name} IS NULL{or_moved} THEN\n        NEW.{name} := (SELECT {expression} FROM (SELECT (NEW).*) AS {this});\n    END IF;\n"
         ));
     }
+    let on_update = match watched.is_empty() {
+        true => String::new(),
+        false => format!(" OR UPDATE OF {}", watched.into_iter().collect::<Vec<_>>().join(", ")),
+    };
     if body.is_empty() {
         return;
     }
@@ -320,7 +346,7 @@ fn triggers(design: &Design<'_>, one: &Tenanted<'_>, moves: &mut Moves) {
         format!("ALTER FUNCTION {function}() OWNER TO pgtenant_owner"),
         format!("DROP TRIGGER IF EXISTS pgtenant_fill ON {table}"),
         format!(
-            "CREATE TRIGGER pgtenant_fill BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"
+            "CREATE TRIGGER pgtenant_fill BEFORE INSERT{on_update} ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"
         ),
     ];
     moves

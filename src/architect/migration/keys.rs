@@ -141,7 +141,11 @@ pub fn references<'a>(design: &'a Design<'a>) -> Vec<Reference<'a>> {
             found.push(Reference {
                 one,
                 name: composed(&[&key.name, "tenant"]),
-                tail: tail(key, design.catalog.version, with_project && moves_along(one, parent)),
+                tail: tail(
+                    key,
+                    design.catalog.version,
+                    with_project && moves_along(one, parent) || hangs_on(one, key),
+                ),
                 columns,
                 target: target.clone(),
                 target_columns,
@@ -270,10 +274,40 @@ fn btree(columns: &[String]) -> String {
     format!(" USING btree ({})", idents(columns))
 }
 
-/// An index's tail with these columns before its own.
+/// An index's tail with these columns before its own; each of them once.
 fn leading(index: &Index, lead: &[&str]) -> String {
     let at = index.tail.find('(').map_or(index.tail.len(), |open| open + 1);
-    format!("{}{}, {}", &index.tail[..at], idents(lead), &index.tail[at..])
+    let (head, rest) = index.tail.split_at(at);
+    let (own, behind) = items(rest);
+    let is_lead =
+        |n: usize| index.columns.get(n).and_then(Option::as_deref).is_some_and(|name| lead.contains(&name));
+    let own = own.into_iter().enumerate().filter(|(n, _)| !is_lead(*n)).map(|(_, item)| item.trim());
+    let all: Vec<_> = std::iter::once(idents(lead)).chain(own.map(str::to_owned)).collect();
+    format!("{head}{}{behind}", all.join(", "))
+}
+
+/// What stands between commas, up to the parenthesis that ends it; and the rest from there on.
+pub fn items(text: &str) -> (Vec<&str>, &str) {
+    let (mut found, mut begin, mut depth, mut quote) = (Vec::new(), 0, 0, None);
+    for (at, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(') => depth += 1,
+            (None, ')') if depth == 0 => {
+                found.push(&text[begin..at]);
+                return (found, &text[at..]);
+            }
+            (None, ')') => depth -= 1,
+            (None, ',') if depth == 0 => {
+                found.push(&text[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    (found, &text[begin..])
 }
 
 /// `CREATE INDEX CONCURRENTLY ...`
@@ -289,7 +323,8 @@ pub fn create(is_unique: bool) -> &'static str {
 /// What stands behind the columns of a foreign key that also has the organization's: a deleted row must not take the
 /// organization with it, so it is only its own columns that become NULL.
 fn tail(key: &Constraint, version: u32, moves_along: bool) -> String {
-    let own = if version >= 15 { format!(" ({})", idents(&key.columns)) } else { String::new() };
+    let named = if key.delete_columns.is_empty() { &key.columns } else { &key.delete_columns };
+    let own = if version >= 15 { format!(" ({})", idents(named)) } else { String::new() };
     let mut tail = String::new();
     tail.push_str(match key.on_update {
         'c' => " ON UPDATE CASCADE",
@@ -323,6 +358,12 @@ fn stays_in_project(one: &Tenanted<'_>, parent: &Tenanted<'_>, key: &Constraint)
     }
 }
 
+/// Whether a row's organization is that of the row which this key refers to: it goes along when that one is given away, by whoever
+/// may do so.
+fn hangs_on(one: &Tenanted<'_>, key: &Constraint) -> bool {
+    matches!(one.organization.source, Source::Through(columns) if *columns == key.columns)
+}
+
 /// Whether a row goes along when what it hangs on moves to another project: the application knows of the one's project only.
 fn moves_along(one: &Tenanted<'_>, parent: &Tenanted<'_>) -> bool {
     one.project.as_ref().is_some_and(TenantColumn::is_new) && parent.project.is_some()
@@ -336,14 +377,27 @@ pub fn keeps(key: &Constraint, version: u32) -> bool {
 
 /// Whether a key must stay: because a foreign key does that refers to it, or with the partitions of its table.
 pub fn is_kept(replaced: Replaced<'_>, one: &Tenanted<'_>, design: &Design<'_>) -> bool {
-    if one.table.is_partitioned {
+    if one.table.is_partitioned || is_relied_upon(replaced) {
         return true;
     }
-    let Replaced::Constraint(constraint, _) = replaced else { return false };
+    let columns: Vec<&String> = match replaced {
+        Replaced::Constraint(constraint, _) => constraint.columns.iter().collect(),
+        Replaced::Index(index) => index.columns.iter().flatten().collect(),
+    };
     design.catalog.referrers().get(&one.table.name).is_some_and(|referrers| {
         referrers.iter().any(|(child, key)| {
             let is_composite = design.tenanted(&child.name).is_some();
-            key.target_columns == constraint.columns && (!is_composite || keeps(key, design.catalog.version))
+            // In whatever order.
+            key.target_columns.iter().collect::<BTreeSet<_>>() == columns.iter().copied().collect()
+                && (!is_composite || keeps(key, design.catalog.version))
         })
     })
+}
+
+/// Whether a view is grouped by a key, or logical replication knows rows by it.
+pub fn is_relied_upon(replaced: Replaced<'_>) -> bool {
+    match replaced {
+        Replaced::Constraint(constraint, index) => constraint.is_built_upon || index.is_replica_identity,
+        Replaced::Index(index) => index.is_replica_identity,
+    }
 }

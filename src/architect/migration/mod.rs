@@ -1,5 +1,6 @@
 //! The three migrations as steps: each with what it does, how, what it locks, how it is checked, and how it is undone.
 
+mod batches;
 mod data;
 mod design;
 pub mod distribute;
@@ -14,8 +15,10 @@ pub mod text;
 
 pub use data::LEADS;
 pub use design::{Design, Mistakes, TenantColumn, Tenanted};
+pub use keys::{items, references};
 pub use policies::CUT_OVER;
-pub use sources::mapping_table;
+pub use sources::{mapping_table, organization_of};
+pub use tenants::{is_given, owners};
 
 /// How a step runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! What stands in the way of a design, and what a person should know of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::design::Design;
-use super::{data, keys, partitions, sources};
-use crate::architect::catalog::{Kind, Table, View};
-use crate::architect::names::{Name, idents};
+use super::{data, keys, partitions, policies, sources};
+use crate::architect::catalog::{Kind, Policy, Table, View};
+use crate::architect::names::{Name, ident, idents};
 
 /// Roles that policies would not hold for, or whose rights would be mixed up with those that they have already.
 pub(super) fn roles(design: &Design<'_>) -> Vec<String> {
@@ -68,6 +68,7 @@ pub(super) fn mistakes(design: &Design<'_>) -> Vec<String> {
             }
         }
     }
+    wrong.extend(guarded_already(design));
     for view in exposing(design) {
         if view.is_public && (view.is_materialized || design.catalog.version < 15) {
             wrong.push(format!(
@@ -78,6 +79,43 @@ pub(super) fn mistakes(design: &Design<'_>) -> Vec<String> {
     }
     wrong.extend(taken(design));
     wrong
+}
+
+/// Tables whose policies would be mistaken for those of organizations, or would come into force; and rights that none covers.
+fn guarded_already(design: &Design<'_>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for table in guarded(design).into_values() {
+        let name = &table.name;
+        let is_ours = |policy: &&Policy| policies::NAMES.contains(&policy.name.as_str());
+        if let Some(policy) = table.policies.iter().find(is_ours) {
+            let policy = ident(&policy.name);
+            wrong.push(format!(
+                "{name} has a policy called {policy} already: rename it (ALTER POLICY {policy} ON {name} RENAME TO ...)"
+            ));
+        } else if let Some(policy) = table.policies.first().filter(|_| !table.has_policies) {
+            wrong.push(format!(
+                "{name} has policies that are not in force, and would be with row level security ({}): drop them first",
+                policy.name
+            ));
+        }
+        // PostgreSQL, Row Security Policies: what they do not cover.
+        let is_uncovered = |right: &&String| ["TRUNCATE", "REFERENCES", "TRIGGER"].contains(&right.as_str());
+        if let Some(right) = table.public_rights.iter().find(is_uncovered) {
+            wrong.push(format!(
+                "PUBLIC has {right} on {name}, which no policy covers: REVOKE {right} ON {name} FROM PUBLIC first"
+            ));
+        }
+    }
+    wrong
+}
+
+/// All tables that get policies, and are there.
+fn guarded<'a>(design: &Design<'a>) -> BTreeMap<&'a Name, &'a Table> {
+    let tenants = [&design.organizations, &design.projects];
+    let tenants = tenants.into_iter().filter_map(|name| design.catalog.table(name));
+    let parts = design.tables.iter().flat_map(|one| partitions::of(design, &one.table.name));
+    let own = design.tables.iter().map(|one| one.table);
+    tenants.chain(own).chain(parts).map(|table| (&table.name, table)).collect()
 }
 
 /// Every name that gets into a file.
@@ -198,6 +236,15 @@ pub(super) fn notes(design: &Design<'_>) -> Vec<String> {
             ));
         }
     }
+    for table in guarded(design).into_values().filter(|table| table.has_own_policies()) {
+        let own = idents(table.policies.iter().map(|policy| policy.name.as_str()));
+        notes.push(format!(
+            "{} has row level security of its own ({own}), which stays: of an organization's rows a role sees those that it lets through. Look \
+             whether it is for the roles that the proxy signs in with.",
+            table.name
+        ));
+    }
+    notes.extend(relied_upon(design));
     let outside = design
         .catalog
         .tables
@@ -239,5 +286,32 @@ pub(super) fn notes(design: &Design<'_>) -> Vec<String> {
     notes.extend(design.catalog.definers.iter().map(|definer| {
         format!("Function {definer} runs with its owner's rights; look at what it reads and writes, and who may call it.")
     }));
+    notes
+}
+
+/// Keys that stay beside those that lead with the organization, and why; and what people ask for who do not know of it.
+fn relied_upon(design: &Design<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    for unique in keys::uniques(design) {
+        let table = &unique.one.table.name;
+        let Some(replaced) = unique.replaces else { continue };
+        let (name, columns) = match replaced {
+            keys::Replaced::Constraint(constraint, _) => (&constraint.name, idents(&constraint.columns)),
+            keys::Replaced::Index(index) => (&index.name, idents(index.columns.iter().flatten())),
+        };
+        if keys::is_relied_upon(replaced) {
+            notes.push(format!(
+                "{table}: {name} stays beside the one that leads with the organization, for a view, a function, or logical replication needs \
+                 it: values of it are unique over all organizations."
+            ));
+        } else if !keys::is_kept(replaced, unique.one, design) {
+            notes.push(format!(
+                "{table}: {name} becomes unique in each organization. INSERT ... ON CONFLICT ({columns}) is then ON CONFLICT ({}), or ON \
+                 CONFLICT DO NOTHING. If it must stay unique over all (a name that people sign in with, a token), say global_uniques = [{:?}].",
+                idents(&unique.columns),
+                name
+            ));
+        }
+    }
     notes
 }

@@ -9,6 +9,9 @@ use super::{How, Move, Moves, Part, data, expand, obstacles, partitions, sources
 use crate::architect::catalog::Table;
 use crate::architect::names::{Name, dollar_quoted, ident, idents, literal};
 
+/// What its policies are called.
+pub(super) const NAMES: [&str; 4] = ["legacy_base", "tenant_base", "project_floor", "tenant_floor"];
+
 const SHORT: &str = "ACCESS EXCLUSIVE, milliseconds";
 
 /// A table with policies.
@@ -19,6 +22,9 @@ struct Guarded<'a> {
     own_project: Option<String>,
     rights: &'a str,
     had_policies: bool,
+    /// Its own say what is let through: there is no need of one that lets everything through.
+    has_own: bool,
+    was_forced: bool,
 }
 
 pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
@@ -35,6 +41,9 @@ pub(super) fn moves(design: &Design<'_>) -> Vec<Move> {
     }
     for table in &guarded {
         let name = &table.name;
+        if table.was_forced {
+            continue;
+        }
         moves
             .add(
                 format!("policies on {name} hold for its owner too"),
@@ -181,6 +190,8 @@ fn guarded<'a>(design: &'a Design<'_>) -> Vec<Guarded<'a>> {
         own_project: None,
         rights: "SELECT",
         had_policies: design.catalog.table(&design.organizations).is_some_and(|table| table.has_policies),
+        has_own: design.catalog.table(&design.organizations).is_some_and(Table::has_own_policies),
+        was_forced: design.catalog.table(&design.organizations).is_some_and(|table| table.is_forced),
     }];
     if design.makes_projects {
         found.push(Guarded {
@@ -189,6 +200,8 @@ fn guarded<'a>(design: &'a Design<'_>) -> Vec<Guarded<'a>> {
             own_project: Some(project(&treatment.projects.id)),
             rights: all,
             had_policies: false,
+            has_own: false,
+            was_forced: false,
         });
     }
     for one in &design.tables {
@@ -203,6 +216,8 @@ fn guarded<'a>(design: &'a Design<'_>) -> Vec<Guarded<'a>> {
             own_project: own.clone(),
             rights,
             had_policies: table.has_policies,
+            has_own: table.has_own_policies(),
+            was_forced: table.is_forced,
         }));
     }
     found
@@ -223,17 +238,17 @@ fn policies(design: &Design<'_>, table: &Guarded<'_>, moves: &mut Moves) {
     if let Some(own) = &table.own_project {
         policy("project_floor", "RESTRICTIVE", &floor_for, own);
     }
-    policy("tenant_base", "PERMISSIVE", &application, "true");
-    if !roles.legacy.is_empty() {
-        policy("legacy_base", "PERMISSIVE", &idents(&roles.legacy), "true");
+    if !table.has_own {
+        policy("tenant_base", "PERMISSIVE", &application, "true");
+        if !roles.legacy.is_empty() {
+            policy("legacy_base", "PERMISSIVE", &idents(&roles.legacy), "true");
+        }
     }
     if !table.rights.is_empty() {
         sql.push(format!("GRANT {} ON {name} TO {application}", table.rights));
     }
     sql.push(format!("ALTER TABLE {name} ENABLE ROW LEVEL SECURITY"));
-    let mut undo: Vec<_> = ["legacy_base", "tenant_base", "project_floor", "tenant_floor"]
-        .map(|policy| format!("DROP POLICY IF EXISTS {policy} ON {name}"))
-        .to_vec();
+    let mut undo: Vec<_> = NAMES.map(|policy| format!("DROP POLICY IF EXISTS {policy} ON {name}")).to_vec();
     if !table.had_policies {
         undo.insert(0, format!("ALTER TABLE {name} DISABLE ROW LEVEL SECURITY"));
     }
@@ -241,8 +256,9 @@ fn policies(design: &Design<'_>, table: &Guarded<'_>, moves: &mut Moves) {
     moves
         .add(format!("policies on {name}"), format!("{SHORT} ({name})"), How::Transaction, sql)
         .checked(format!(
-            "SELECT relrowsecurity AND (SELECT count(*) >= 2 FROM pg_policy WHERE polrelid = c.oid AND polname IN ('tenant_floor', \
+            "SELECT relrowsecurity AND (SELECT count(*) >= {} FROM pg_policy WHERE polrelid = c.oid AND polname IN ('tenant_floor', \
              'tenant_base')) FROM pg_class AS c WHERE oid = {}::regclass",
+            if table.has_own { 1 } else { 2 },
             literal(&name.to_string())
         ))
         .undone(format!("no policies on {name}"), How::Transaction, undo);
@@ -289,6 +305,9 @@ fn cut_over(design: &Design<'_>, guarded: &[Guarded<'_>], moves: &mut Moves) {
         for floor in floors {
             sql.push(format!("ALTER POLICY {floor} ON {name} TO PUBLIC"));
             undo.push(format!("ALTER POLICY {floor} ON {name} TO {application}"));
+        }
+        if table.has_own {
+            continue;
         }
         sql.push(format!("DROP POLICY IF EXISTS legacy_base ON {name}"));
         undo.push(format!("CREATE POLICY legacy_base ON {name} AS PERMISSIVE FOR ALL TO {legacy} USING (true) WITH CHECK (true)"));

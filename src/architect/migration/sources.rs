@@ -10,18 +10,37 @@ const LINES: usize = 500;
 
 /// What a row's column is set to; nothing where it is what it is, or what an INSERT says.
 pub(super) fn value(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> Option<String> {
+    value_and(design, one, column, "")
+}
+
+/// The same, where what a row hangs on is as it is at that moment, and stays so until the transaction is over: nobody gives it away
+/// meanwhile. As a foreign key does it.
+pub(super) fn value_held(
+    design: &Design<'_>,
+    one: &Tenanted<'_>,
+    column: &TenantColumn<'_>,
+) -> Option<String> {
+    value_and(design, one, column, " FOR KEY SHARE")
+}
+
+fn value_and(
+    design: &Design<'_>,
+    one: &Tenanted<'_>,
+    column: &TenantColumn<'_>,
+    lock: &str,
+) -> Option<String> {
     let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
     let otherwise = design.treatment.otherwise(one.entry);
     let otherwise =
         otherwise.map(|owner| literal(if is_project { &owner.project } else { &owner.organization }));
-    match (found(design, one, column), otherwise) {
+    match (found(design, one, column, lock), otherwise) {
         (Some(found), Some(otherwise)) => Some(format!("coalesce({found}, {otherwise})")),
         (None, Some(otherwise)) => matches!(column.source, Source::Column(_)).then_some(otherwise),
         (found, None) => found,
     }
 }
 
-fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> Option<String> {
+fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>, lock: &str) -> Option<String> {
     let is_project = one.project.as_ref().is_some_and(|project| project.name == column.name);
     let this = ident(&one.table.name.name);
     match column.source {
@@ -55,12 +74,37 @@ fn found(design: &Design<'_>, one: &Tenanted<'_>, column: &TenantColumn<'_>) -> 
                 .map(|(own, its)| format!("pgtenant_parent.{} = {this}.{}", ident(its), ident(own)))
                 .collect();
             Some(format!(
-                "(SELECT pgtenant_parent.{} FROM {rows} AS pgtenant_parent WHERE {})",
+                "(SELECT pgtenant_parent.{} FROM {rows} AS pgtenant_parent WHERE {}{lock})",
                 ident(theirs),
                 on.join(" AND ")
             ))
         }
         Source::Default | Source::Column(_) => None,
+    }
+}
+
+/// Whose a row of these is, before anything is migrated; nothing where a file says it, which is no table yet. `row` is what the row is
+/// called, `depth` how many such expressions this one is within.
+pub fn organization_of(design: &Design<'_>, one: &Tenanted<'_>, row: &str, depth: usize) -> Option<String> {
+    match one.organization.source {
+        Source::Column(name) => Some(format!("{row}.{}", ident(name))),
+        Source::Default => Some(literal(&design.treatment.default.organization)),
+        Source::Expression(sql) => {
+            let this = ident(&one.table.name.name);
+            Some(format!("(SELECT ({sql}) FROM (SELECT {row}.*) AS {this})"))
+        }
+        Source::Mapping(_) => None,
+        Source::Through(columns) => {
+            let key = one.foreign_key(columns)?;
+            let parent = design.tenanted(key.target.as_ref()?)?;
+            let theirs = format!("pgtenant_{depth}");
+            let on = columns.iter().zip(&key.target_columns);
+            let on: Vec<_> =
+                on.map(|(own, its)| format!("{theirs}.{} = {row}.{}", ident(its), ident(own))).collect();
+            let whose = organization_of(design, parent, &theirs, depth + 1)?;
+            let rows = parent.own_rows(design.catalog);
+            Some(format!("(SELECT {whose} FROM {rows} AS {theirs} WHERE {})", on.join(" AND ")))
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use super::design::Design;
 use super::{How, Moves};
 use crate::architect::names::{Name, dollar_quoted, ident, literal};
-use crate::architect::treatment::{IdColumn, Otherwise, Owner};
+use crate::architect::treatment::{IdColumn, Otherwise, Owner, Source};
 
 /// The default organization, and that of rows that find none, where there may be some.
-fn owners<'a>(design: &'a Design<'_>) -> Vec<&'a Owner> {
+pub fn owners<'a>(design: &'a Design<'_>) -> Vec<&'a Owner> {
     let is_used = design.tables.iter().any(|one| one.entry.otherwise == Otherwise::Quarantine);
     let quarantine = design.treatment.quarantine.iter().filter(|_| is_used);
     std::iter::once(&design.treatment.default).chain(quarantine).collect()
@@ -89,15 +89,18 @@ fn fresh(kind: IdColumn) -> &'static str {
     }
 }
 
+/// Whether rows are given this organization.
+pub fn is_given(design: &Design<'_>, owner: &Owner) -> bool {
+    *owner != design.treatment.default
+        || design.tables.iter().any(|one| {
+            one.entry.otherwise == Otherwise::Default || *one.organization.source == Source::Default
+        })
+}
+
 /// The application has organizations of its own: those whom rows are given must be among them.
 fn there_already(design: &Design<'_>, owners: &[&Owner], moves: &mut Moves) {
     let (organizations, id) = (&design.organizations, ident(&design.treatment.organizations.id));
-    let gives = |wanted: Otherwise| design.tables.iter().any(|one| one.entry.otherwise == wanted);
-    let wanted = owners.iter().filter(|owner| match ***owner == design.treatment.default {
-        true => gives(Otherwise::Default),
-        false => true,
-    });
-    for owner in wanted {
+    for owner in owners.iter().filter(|owner| is_given(design, owner)) {
         let own = literal(&owner.organization);
         let check = format!("SELECT count(*) = 1 FROM {organizations} WHERE {id} = {own}");
         let body = format!(

@@ -7,6 +7,8 @@ use super::{How, Move, Step};
 const STEP: &str = "-- step ";
 /// The first line.
 const MADE_FROM: &str = "-- from tenancy.toml ";
+/// In the head of each file.
+const WRITTEN: &str = "written by pgtenant migrate plan";
 const LOCK: &str = "-- locks: ";
 const CHECK: &str = "-- check: ";
 
@@ -46,7 +48,7 @@ pub fn back(name: &str, moves: &[Move]) -> String {
 
 fn written(name: &str, steps: &[&Step]) -> String {
     let mut out = format!(
-        "-- {name}.sql, written by pgtenant migrate plan.\n--\n-- `pgtenant migrate apply` runs it step by step, checks each, and \
+        "-- {name}.sql, {WRITTEN}.\n--\n-- `pgtenant migrate apply` runs it step by step, checks each, and \
          goes on where it was stopped. By hand: psql -v ON_ERROR_STOP=1 -f {name}.sql,\n-- as a role that bypasses row level \
          security; a step that could not get its lock in time can be run again. An index that was left invalid is to be\n-- dropped before (pg_index.indisvalid): IF NOT EXISTS is content with it.\n\nSET lock_timeout = '{LOCK_TIMEOUT_MS}ms';\n\
          SET statement_timeout = 0;\nSET search_path = pg_catalog, public;\n"
@@ -125,7 +127,11 @@ pub fn read(text: &str) -> Result<Vec<Step>, String> {
         return Err("a text in it has no end; plan again".to_owned());
     }
     finish(&mut steps, &mut body);
-    if steps.is_empty() { Err("there is no step in it; plan again".to_owned()) } else { Ok(steps) }
+    // There may be nothing to do, or to undo, in one of them.
+    if steps.is_empty() && !text.contains(WRITTEN) {
+        return Err("there is no step in it; plan again".to_owned());
+    }
+    Ok(steps)
 }
 
 fn finish(steps: &mut [Step], body: &mut String) {

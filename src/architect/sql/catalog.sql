@@ -29,6 +29,10 @@ SELECT jsonb_build_object(
         'bytes', (SELECT coalesce(sum(pg_total_relation_size(p.part)), 0)::bigint FROM parts AS p WHERE p.whole = c.oid),
         'writes', coalesce((SELECT s.n_tup_ins + s.n_tup_upd + s.n_tup_del FROM pg_stat_user_tables AS s WHERE s.relid = c.oid), 0),
         'has_policies', c.relrowsecurity,
+        'is_forced', c.relforcerowsecurity,
+        'policies', (SELECT coalesce(jsonb_agg(jsonb_build_object('name', p.polname, 'is_permissive', p.polpermissive) ORDER BY p.polname), '[]')
+            FROM pg_policy AS p WHERE p.polrelid = c.oid),
+        'public_rights', (SELECT coalesce(jsonb_agg(DISTINCT g.privilege_type), '[]') FROM aclexplode(c.relacl) AS g WHERE g.grantee = 0),
         'parents', (SELECT coalesce(jsonb_agg(jsonb_build_object('schema', p.schema, 'name', p.name) ORDER BY i.inhseqno), '[]')
             FROM pg_inherits AS i JOIN named AS p ON p.oid = i.inhparent WHERE i.inhrelid = c.oid),
         'columns', (SELECT coalesce(jsonb_agg(jsonb_build_object(
@@ -51,6 +55,14 @@ SELECT jsonb_build_object(
                 'target_columns', (SELECT coalesce(jsonb_agg(a.attname ORDER BY n), '[]')
                     FROM unnest(k.confkey) WITH ORDINALITY AS u (num, n)
                     JOIN pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = u.num),
+                -- Since PostgreSQL 15.
+                'delete_columns', (SELECT coalesce(jsonb_agg(a.attname ORDER BY n), '[]')
+                    FROM jsonb_array_elements_text(CASE jsonb_typeof(to_jsonb(k) -> 'confdelsetcols') WHEN 'array'
+                        THEN to_jsonb(k) -> 'confdelsetcols' ELSE '[]' END) WITH ORDINALITY AS u (num, n)
+                    JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = u.num::int),
+                -- By a view that groups by the key, or a function with a body like that.
+                'is_built_upon', EXISTS (SELECT FROM pg_depend AS d WHERE d.refclassid = 'pg_constraint'::regclass AND d.refobjid = k.oid
+                    AND d.classid IN ('pg_rewrite'::regclass, 'pg_proc'::regclass)),
                 'on_delete', k.confdeltype, 'on_update', k.confupdtype, 'is_full', k.confmatchtype = 'f',
                 'is_deferrable', k.condeferrable, 'is_deferred', k.condeferred, 'is_validated', k.convalidated,
                 'is_inherited', k.coninhcount > 0,
@@ -70,6 +82,8 @@ SELECT jsonb_build_object(
                     WHERE n <= i.indnkeyatts),
                 'is_unique', i.indisunique, 'is_primary', i.indisprimary, 'is_valid', i.indisvalid,
                 'is_partial', i.indpred IS NOT NULL,
+                'is_replica_identity', i.indisreplident OR i.indisprimary AND c.relreplident = 'd'
+                    AND EXISTS (SELECT FROM pg_publication_tables AS p WHERE (p.schemaname, p.tablename) = (c.nspname, c.relname)),
                 'is_inherited', EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = x.oid),
                 'constraint', (SELECT k.conname FROM pg_constraint AS k WHERE k.conindid = x.oid AND k.contype IN ('p', 'u', 'x')),
                 'bytes', pg_relation_size(x.oid),

@@ -34,14 +34,20 @@ CREATE TABLE IF NOT EXISTS pgtenant.migration_checksums (
     PRIMARY KEY (table_name, moment)
 );
 COMMENT ON TABLE pgtenant.migration_checksums IS 'Rows of each table, and a checksum over the columns that it had before.';
+CREATE TABLE IF NOT EXISTS pgtenant.migration_promises (
+    object     text PRIMARY KEY,
+    definition text NOT NULL
+);
+COMMENT ON TABLE pgtenant.migration_promises IS 'What isolation rests on, as it was when the migration was done: pgtenant migrate verify tells what was changed since.';
 CREATE TABLE IF NOT EXISTS pgtenant.migration_pace (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     pause    float8 NOT NULL DEFAULT 0,
-    nice     float8 NOT NULL DEFAULT 1
+    nice     float8 NOT NULL DEFAULT 1.5
 );
 COMMENT ON TABLE pgtenant.migration_pace IS 'Between two batches: seconds, which pgtenant migrate apply sets where standbys or others suffer, and as many times as long as the last one took.';
 INSERT INTO pgtenant.migration_pace DEFAULT VALUES ON CONFLICT DO NOTHING;
 ALTER TABLE pgtenant.migration_steps OWNER TO pgtenant_owner;
 ALTER TABLE pgtenant.migration_checksums OWNER TO pgtenant_owner;
+ALTER TABLE pgtenant.migration_promises OWNER TO pgtenant_owner;
 ALTER TABLE pgtenant.migration_pace OWNER TO pgtenant_owner;
-REVOKE ALL ON pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_pace FROM PUBLIC;
+REVOKE ALL ON pgtenant.migration_steps, pgtenant.migration_checksums, pgtenant.migration_promises, pgtenant.migration_pace FROM PUBLIC;

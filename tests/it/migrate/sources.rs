@@ -119,7 +119,6 @@ async fn rows_that_a_file_does_not_know_stop_it_or_are_put_in_quarantine() {
 async fn rows_that_would_stop_it_are_told_before_it_begins() {
     let (database, desk) = agency().await;
     desk.edit("mapping = \"accounts.csv\"", "expression = \"CASE WHEN id <> 7 THEN 1 END\"");
-    desk.done("plan", &[]);
     let admin = database.admin().await;
     admin
         .batch_execute(
@@ -132,6 +131,7 @@ async fn rows_that_would_stop_it_are_told_before_it_begins() {
         .await
         .unwrap();
     let before = dumped(&database).await;
+    desk.done("plan", &[]);
     let refused = desk.run("apply", &["--no-backup"]);
     assert_eq!(refused.code, 1, "{refused:?}");
     for part in [
