@@ -33,6 +33,7 @@ mod plans;
 mod pool_modes;
 mod prepared;
 mod protocol;
+mod readiness;
 mod refusals;
 mod reload;
 mod renewal;
