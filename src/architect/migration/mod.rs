@@ -161,6 +161,28 @@ pub fn growth(design: &Design<'_>) -> u64 {
     u64::try_from(indexes + updated.map(|one| one.table.bytes).sum::<i64>()).unwrap_or_default()
 }
 
+/// About how many seconds a table's steps take beside a load that leaves two cores little, by the rates of benches/RESULTS.md (ten
+/// million rows): an idea of it, no promise.
+pub fn takes(design: &Design<'_>, one: &Tenanted<'_>) -> u64 {
+    // Rows a second.
+    const MOVED: i64 = 9_000;
+    const LOOKED_AT: i64 = 500_000;
+    const INDEXED: i64 = 900_000;
+    const REFERRED: i64 = 220_000;
+    let of = |table: &crate::architect::names::Name| i64::from(*table == one.table.name);
+    let found = one.tenant_columns().filter(|column| sources::value(design, one, column).is_some());
+    let moved = found.map(|column| {
+        let twice = matches!(column.source, crate::architect::treatment::Source::Through(_));
+        one.table.rows / MOVED + if twice { one.table.rows / LOOKED_AT } else { 0 }
+    });
+    let indexes = keys::uniques(design).iter().map(|unique| of(&unique.one.table.name)).sum::<i64>()
+        + keys::indexes(design).iter().map(|index| of(&index.one.table.name)).sum::<i64>();
+    let references = keys::references(design).iter().map(|key| of(&key.one.table.name)).sum::<i64>();
+    let seconds =
+        moved.sum::<i64>() + indexes * one.table.rows / INDEXED + references * one.table.rows / REFERRED;
+    u64::try_from(seconds).unwrap_or_default()
+}
+
 /// Indexes for what is asked of the database, in words.
 pub fn asked(design: &Design<'_>) -> Vec<String> {
     let indexes = keys::indexes(design);
@@ -187,7 +209,7 @@ pub fn redundant(design: &Design<'_>) -> Vec<String> {
             let schema = &new.one.table.name.schema;
             let old = crate::architect::names::Name::new(schema, &old.name);
             format!(
-                "Index {old} ({}) is redundant for the application's roles once {} is there: drop it when nobody uses it any more                  (pg_stat_user_indexes.idx_scan).",
+                "Index {old} ({}) is redundant for the application's roles once {} is there: drop it when nobody uses it any more (pg_stat_user_indexes.idx_scan).",
                 new.one.table.name, new.name
             )
         })

@@ -36,7 +36,11 @@ async fn schemas_go_there_and_back() {
             let (database, desk) = laid(shared, sql).await;
             let before = dumped(&database).await;
             desk.done("plan", &[]);
+            let status = desk.done("status", &[]);
+            assert!(status.out.contains("\n0 of ") && status.out.contains("next is 003.0010"), "{status:?}");
             desk.done("apply", &["--no-backup"]);
+            let status = desk.done("status", &[]);
+            assert!(status.out.lines().last().is_some_and(|line| line.starts_with("all ")), "{status:?}");
             desk.done("verify", &[]);
             database.admin().await.batch_execute(rows).await.unwrap();
             assert_eq!(value(&database, check).await, told, "PostgreSQL {version}: {check}");
