@@ -1,5 +1,6 @@
 //! `pgtenant migrate`: a single-tenant application becomes multi-tenant while it is there, and single-tenant again.
 
+mod applications;
 mod at_work;
 mod by_hand;
 mod desk;
