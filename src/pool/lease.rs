@@ -11,7 +11,8 @@ use arc_swap::ArcSwap;
 use lru::LruCache;
 use tokio::sync::Notify;
 
-use super::queue::{Queue, Turn, Unserved};
+use super::patience::Patience;
+use super::queue::{Queue, Unserved};
 use super::server::{BoundServer, CleanServer, Idle, Resting, Shard, TermsDigest, UsedServer};
 use super::statement::Registry;
 use super::switch::First;
@@ -187,7 +188,7 @@ impl Pool {
             return Ok(parameters);
         }
         let nothing = Terms::new(None, Arc::default());
-        match self.take(&nothing, shard, &mut pending()).await {
+        match self.take(&nothing, shard, self.limits().wait_timeout, &mut pending()).await {
             Ok(server) => self.put_back(server),
             Err(Unserved::Refused(report)) => return Err(report),
             Err(Unserved::Gone) => {}
@@ -200,7 +201,8 @@ impl Pool {
     /// `gone` resolves when the client has left: then it is not waited for.
     ///
     /// # Errors
-    /// None came free within `wait_timeout` (53300), PostgreSQL cannot be reached or refuses the role, or the client left.
+    /// None came free within `wait_timeout`, or none could be made ready within as much more (53300), PostgreSQL cannot be
+    /// reached or refuses the role, or the client left.
     pub async fn lease(
         self: &Arc<Self>,
         terms: &Terms,
@@ -208,7 +210,8 @@ impl Pool {
         first: First,
         gone: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<BoundServer, Unserved> {
-        let mut server = self.take(terms, shard, gone).await?;
+        let mut server = self.take(terms, shard, self.limits().wait_timeout, gone).await?;
+        let mut patience = Patience::default();
         let metrics = &self.settings.metrics;
         let (mut was_cleaned, mut may_take_over) = (false, true);
         loop {
@@ -230,7 +233,7 @@ impl Pool {
                 {
                     let sealed = self.seal(used.pid(), terms)?;
                     let sealed = sealed.as_ref().map(|(sealed, _)| sealed);
-                    match used.take_over(sealed, terms).await {
+                    match self.in_time(&mut patience, gone, used.take_over(sealed, terms)).await? {
                         Ok(bound) => {
                             metrics.switched.increment(1);
                             return Ok(bound);
@@ -239,11 +242,11 @@ impl Pool {
                             // It may be the client's own settings: the next one is cleaned before it is bound to them.
                             tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be taken over and was closed");
                             may_take_over = false;
-                            server = self.take(terms, shard, gone).await?;
+                            server = self.take(terms, shard, patience.left(), gone).await?;
                         }
                     }
                 }
-                Idle::Used(used) => match used.clean().await {
+                Idle::Used(used) => match self.in_time(&mut patience, gone, used.clean()).await? {
                     Ok(clean) => {
                         was_cleaned = true;
                         server = Idle::Clean(clean, Instant::now());
@@ -251,7 +254,7 @@ impl Pool {
                     Err(unclean) => {
                         // Its place is free again; another server takes its part.
                         tracing::warn!(pool = self.name(), reason = %unclean, "a server could not be cleaned and was closed");
-                        server = self.take(terms, shard, gone).await?;
+                        server = self.take(terms, shard, patience.left(), gone).await?;
                     }
                 },
             }
@@ -375,83 +378,7 @@ impl Pool {
         }
     }
 
-    /// Takes a server from the shelf, or waits for one.
-    async fn take(
-        self: &Arc<Self>,
-        terms: &Terms,
-        shard: Shard,
-        gone: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<Idle, Unserved> {
-        loop {
-            let mut server = match self.choose(terms, shard) {
-                Ok(server) => server,
-                Err(turn) => self.wait(turn, gone).await?,
-            };
-            // The reactor has noticed if the server closed or spoke while nobody held it; no system call is made here.
-            let alive = server.is_alive(&mut Context::from_waker(Waker::noop()));
-            if alive && server.rehome(shard).is_ok() {
-                return Ok(server);
-            }
-        }
-    }
-
-    async fn wait(
-        self: &Arc<Self>,
-        mut turn: Turn,
-        gone: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<Idle, Unserved> {
-        let in_time = async {
-            let mut patience = self.limits().wait_timeout;
-            loop {
-                let waited = tokio::time::timeout(patience, &mut turn).await;
-                match waited.is_err().then(|| self.has_paused()).flatten() {
-                    Some(more) => patience = more,
-                    None => return waited,
-                }
-            }
-        };
-        let unserved = tokio::select! {
-            biased;
-            waited = in_time => match waited {
-                Ok(Ok(outcome)) => return Ok(outcome?),
-                Ok(Err(_)) => {
-                    return Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down").into());
-                }
-                Err(_) => self.waited_too_long().into(),
-            },
-            () = gone => Unserved::Gone,
-        };
-        turn.close();
-        // A server may have been handed over at this very moment.
-        if let Ok(Ok(server)) = turn.try_recv() {
-            self.put_back(server);
-        }
-        Err(unserved)
-    }
-
-    fn waited_too_long(&self) -> Report {
-        let (count, trouble) = (self.count(), self.lock().trouble.clone());
-        let limit = self.limits().wait_timeout;
-        if let Some(trouble) = trouble {
-            return refused(&trouble)
-                .hint(format!("No server could be opened within wait_timeout ({limit:?})."));
-        }
-        Report::new(
-            Sqlstate::TOO_MANY_CONNECTIONS,
-            format!("no server came free within wait_timeout ({limit:?})"),
-        )
-        .detail(format!(
-            "Pool {}: {} of {} servers open, {} of them idle, {} clients waiting.",
-            self.name(),
-            count.open,
-            count.size,
-            count.idle,
-            count.waiting
-        ))
-        .hint("Raise pool.size or wait_timeout, or make transactions shorter.")
-    }
-
-    /// Cancels what a server runs, for a client that asked or is gone.
+    /// How servers are opened now.
     pub fn dialer(&self) -> Arc<Dialer> {
         self.settings.dialer.load_full()
     }

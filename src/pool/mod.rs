@@ -16,6 +16,7 @@ mod lease;
 mod lease_state;
 pub mod ledger;
 mod pace;
+mod patience;
 mod queue;
 mod returned;
 pub mod server;

@@ -1,5 +1,6 @@
 //! What an operator sees: the end on a signal, metrics, probes, limits, PostgreSQL gone and back.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgtenant::cli::demo::throwaway::Options;
@@ -8,6 +9,7 @@ use crate::harness::client::{Raw, connect, message, raw, try_connect, value};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared};
 use crate::harness::{eventually, org};
+use crate::outcomes::Wire;
 
 /// The value of a sample, by its exact name and labels.
 fn sample(metrics: &str, name: &str) -> Option<f64> {
@@ -217,6 +219,45 @@ async fn a_full_pool_refuses_after_wait_timeout_and_says_why() {
     // It stays connected, and gets its turn later.
     holder.query("COMMIT").await;
     assert_eq!(waiter.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-2".to_owned())]]);
+}
+
+/// PostgreSQL is frozen: what has to be done on a server before it is a client's has an end too, and so has its place if the
+/// client leaves.
+#[tokio::test]
+async fn a_server_that_does_not_get_ready_is_not_waited_for_longer() {
+    let database = postgres::shared().database().await;
+    let wire = Wire::to(database.port).await;
+    let gate = Gate::with(&database).pool_size(3).set("servers.main", "port", &wire.port.to_string());
+    let gate = gate.set("databases.app.pool", "wait_timeout", "\"1s\"").run().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(raw(&gate, 1).await);
+        clients.last_mut().unwrap().query("BEGIN").await;
+    }
+    let (mut other, mut leaves) = (raw(&gate, 2).await, raw(&gate, 2).await);
+    for client in &mut clients {
+        client.query("COMMIT").await;
+    }
+    wire.is_mute.store(true, Ordering::SeqCst);
+    let asked = Instant::now();
+    // None of the three is its own, and each would take ten seconds to be given up.
+    leaves.send(&message(b'Q', b"SELECT 1; SELECT 2\0")).await;
+    let (code, said) = other.query("SELECT 1; SELECT 2").await.error.unwrap();
+    assert_eq!(code, "53300", "{said}");
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    drop(leaves);
+    wire.is_mute.store(false, Ordering::SeqCst);
+    let answer = eventually("served again", async || {
+        let answer = other.query("SELECT DISTINCT body FROM items").await;
+        answer.error.is_none().then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.rows, [[Some("org-2".to_owned())]]);
+    eventually("no server is held", async || {
+        let held = sampled(&gate, r#"pgtenant_servers{database="app",state="active"}"#).await;
+        (held == 0.0).then_some(())
+    })
+    .await;
 }
 
 /// Who left while it waited has nothing run for it.

@@ -13,16 +13,16 @@ use crate::harness::postgres;
 use crate::harness::{eventually, org};
 
 /// Passes bytes to PostgreSQL; answers can be held back, and everything be cut.
-struct Wire {
-    port: u16,
-    is_mute: Arc<AtomicBool>,
+pub struct Wire {
+    pub port: u16,
+    pub is_mute: Arc<AtomicBool>,
     /// Bytes that went to PostgreSQL.
     sent: Arc<AtomicUsize>,
     cut: Arc<Notify>,
 }
 
 impl Wire {
-    async fn to(server: u16) -> Self {
+    pub async fn to(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wire = Self {
             port: listener.local_addr().unwrap().port(),
