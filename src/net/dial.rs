@@ -11,17 +11,12 @@ use postgres_protocol::authentication::sasl::{
     ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
 };
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::buffer::Buffer;
-use super::listen::socket_path;
-use super::stream::{Socket, Stream};
-use super::tls::ALPN;
+use super::stream::Stream;
 use super::watched::Watched;
-use crate::config::{Secret, Server, SslMode};
+use super::way::{CancelTarget, Way};
+use crate::config::{Secret, Server};
 use crate::wire::frame::{HEADER, peek, split_cstr};
 use crate::wire::report::ServerReport;
 use crate::wire::startup::{CancelKey, SECRET_BYTES};
@@ -37,8 +32,7 @@ const MAX_SIGN_IN_MESSAGE: usize = 30_000;
 /// How to reach and enter one server as one role in one database.
 #[derive(Clone)]
 pub struct Dialer {
-    server: Arc<Server>,
-    tls: Option<Arc<Watched<ClientConfig>>>,
+    way: Way,
     dbname: String,
     role: String,
     password: Option<Secret>,
@@ -51,7 +45,7 @@ pub struct Dialled {
     /// What was read ahead (nothing, from a server that keeps to the protocol).
     pub incoming: Buffer,
     /// For cancelling what it runs; holds the server's process id.
-    pub key: CancelKey,
+    pub target: CancelTarget,
     /// ParameterStatus values at sign-in.
     pub parameters: BTreeMap<String, String>,
 }
@@ -108,21 +102,13 @@ impl Dialer {
         role: &str,
         password: Option<Secret>,
     ) -> Self {
-        Self { server, tls, dbname: dbname.to_owned(), role: role.to_owned(), password }
+        Self { way: Way::new(server, tls), dbname: dbname.to_owned(), role: role.to_owned(), password }
     }
 
     /// Whether it leads to the same place, by the same right.
     pub fn leads_as(&self, other: &Self) -> bool {
-        (&self.server, &self.dbname, &self.role, &self.password)
-            == (&other.server, &other.dbname, &other.role, &other.password)
-    }
-
-    /// The server's address, for messages.
-    pub fn address(&self) -> String {
-        match self.server.socket_directory() {
-            Some(directory) => socket_path(directory, self.server.port).display().to_string(),
-            None => format!("{}:{}", self.server.host, self.server.port),
-        }
+        self.way.leads_as(&other.way)
+            && (&self.dbname, &self.role, &self.password) == (&other.dbname, &other.role, &other.password)
     }
 
     /// Connects and signs in within [`CONNECT_TIMEOUT`].
@@ -132,34 +118,13 @@ impl Dialer {
     pub async fn dial(&self) -> Result<Dialled, DialError> {
         match tokio::time::timeout(CONNECT_TIMEOUT, self.dial_unbounded()).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(self.unreachable("no answer within 10 s")),
+            Err(_) => Err(self.way.unreachable("no answer within 10 s")),
         }
     }
 
     async fn dial_unbounded(&self) -> Result<Dialled, DialError> {
-        let stream = self.connect().await?;
+        let stream = self.way.connect().await?;
         SignIn { dialer: self, stream, incoming: Buffer::default(), out: BytesMut::new() }.run().await
-    }
-
-    /// Asks the server to cancel what the connection with this key runs, and waits until it has dealt with it.
-    ///
-    /// # Errors
-    /// The server cannot be reached.
-    pub async fn cancel(&self, key: &CancelKey) -> Result<(), DialError> {
-        let ask = async {
-            let mut stream = self.connect().await?;
-            let mut out = BytesMut::new();
-            speak::cancel_request(key, &mut out);
-            stream.send(&mut out).await.map_err(|e| self.unreachable(e))?;
-            // PostgreSQL closes the connection once the signal is sent.
-            let mut answer = Buffer::default();
-            let _ = std::future::poll_fn(|cx| answer.poll_fill(&mut stream, cx)).await;
-            Ok(())
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, ask).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(self.unreachable("no answer to a cancel request within 10 s")),
-        }
     }
 
     /// Whether anything listens there; PostgreSQL logs nothing of a connection that closes without a word.
@@ -167,73 +132,16 @@ impl Dialer {
     /// # Errors
     /// It does not, or not within a second.
     pub async fn probe(&self) -> Result<(), DialError> {
-        match tokio::time::timeout(Duration::from_secs(1), self.reach()).await {
+        match tokio::time::timeout(Duration::from_secs(1), self.way.reach()).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.unreachable(error)),
-            Err(_) => Err(self.unreachable("no answer within 1 s")),
+            Ok(Err(error)) => Err(self.way.unreachable(error)),
+            Err(_) => Err(self.way.unreachable("no answer within 1 s")),
         }
     }
 
-    async fn connect(&self) -> Result<Stream, DialError> {
-        let mut socket = self.reach().await.map_err(|e| self.unreachable(e))?;
-        let Some(tls) = &self.tls else {
-            return Ok(Stream::Plain(socket));
-        };
-        if self.server.tls_directly {
-            return self.shake_hands(tls, socket).await;
-        }
-        let mut out = BytesMut::new();
-        speak::ssl_request(&mut out);
-        socket.write_all(&out).await.map_err(|e| self.unreachable(e))?;
-        // One byte exactly: whatever follows in clear would be read as the server's first encrypted words.
-        let answer = socket.read_u8().await.map_err(|e| self.unreachable(e))?;
-        match (answer, self.server.tls) {
-            (b'S', _) => self.shake_hands(tls, socket).await,
-            (b'N', SslMode::Prefer) => Ok(Stream::Plain(socket)),
-            (b'N', _) => Err(self.unsupported(
-                "it does not offer TLS; turn ssl on there, or set tls = \"prefer\" or \"disable\" for this server",
-            )),
-            _ => Err(self.unsupported("it answered a request for TLS with neither yes nor no; is it PostgreSQL?")),
-        }
-    }
-
-    async fn shake_hands(&self, tls: &Watched<ClientConfig>, socket: Socket) -> Result<Stream, DialError> {
-        let name = ServerName::try_from(self.server.host.clone())
-            .map_err(|e| self.unsupported(format!("{e}; TLS needs a host name or an address")))?;
-        let stream = TlsConnector::from(tls.current()).connect(name, socket).await;
-        let stream = stream.map_err(|e| match self.server.tls_directly {
-            true => self.unsupported(format!(
-                "TLS handshake failed: {e}; tls_negotiation = \"direct\" needs PostgreSQL 17 or later, with ssl on"
-            )),
-            // A connection that broke: PostgreSQL may be on its way down, and comes back.
-            false if e.get_ref().is_none_or(|inner| !inner.is::<rustls::Error>()) => {
-                self.unreachable(format!("TLS handshake: {e}"))
-            }
-            false => self.unsupported(format!("TLS handshake failed: {e}")),
-        })?;
-        // Without a request for it, ALPN is what shows that the other side speaks this protocol, and not another one to
-        // whom these bytes mean something else (ALPACA).
-        if self.server.tls_directly && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            return Err(self.unsupported("it did not agree on the protocol postgresql in the TLS handshake"));
-        }
-        Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
-    }
-
-    /// A socket to the server on which nothing was said yet.
-    async fn reach(&self) -> io::Result<Socket> {
-        let Server { host, port, .. } = &*self.server;
-        match self.server.socket_directory() {
-            Some(directory) => Ok(Socket::unix(UnixStream::connect(socket_path(directory, *port)).await?)),
-            None => Socket::to_server(TcpStream::connect((host.as_str(), *port)).await?),
-        }
-    }
-
-    fn unreachable(&self, reason: impl ToString) -> DialError {
-        DialError::Unreachable { address: self.address(), reason: reason.to_string() }
-    }
-
-    fn unsupported(&self, reason: impl ToString) -> DialError {
-        DialError::Unsupported { address: self.address(), reason: reason.to_string() }
+    /// The server's address, for messages.
+    pub fn address(&self) -> String {
+        self.way.address()
     }
 }
 
@@ -281,7 +189,7 @@ impl SignIn<'_> {
                     continue;
                 }
                 Some((kind, _)) => {
-                    return Err(self.dialer.unsupported(format!(
+                    return Err(self.dialer.way.unsupported(format!(
                         "it demands authentication method {kind}, which is not supported; use scram-sha-256 in pg_hba.conf"
                     )));
                 }
@@ -308,18 +216,19 @@ impl SignIn<'_> {
         if !offered && mechanism == SCRAM_SHA_256 {
             return Err(self
                 .dialer
+                .way
                 .unsupported("it offers no SCRAM-SHA-256; use scram-sha-256 in pg_hba.conf"));
         }
         let mut scram = ScramSha256::new(dialer_password(self.dialer)?.as_bytes(), binding);
         speak::sasl_initial(mechanism, scram.message(), &mut self.out);
         self.send().await?;
         let challenge = self.sasl(11).await?;
-        scram.update(&challenge).map_err(|e| self.dialer.unsupported(format!("SCRAM failed: {e}")))?;
+        scram.update(&challenge).map_err(|e| self.dialer.way.unsupported(format!("SCRAM failed: {e}")))?;
         speak::sasl_response(scram.message(), &mut self.out);
         self.send().await?;
         let outcome = self.sasl(12).await?;
         // The server proves here that it knows the password too; without this it could be anyone.
-        scram.finish(&outcome).map_err(|e| self.dialer.unsupported(format!("SCRAM failed: {e}")))
+        scram.finish(&outcome).map_err(|e| self.dialer.way.unsupported(format!("SCRAM failed: {e}")))
     }
 
     async fn sasl(&mut self, wanted: u32) -> Result<Vec<u8>, DialError> {
@@ -354,9 +263,11 @@ impl SignIn<'_> {
                     let Some(key) = key else {
                         return Err(self
                             .dialer
+                            .way
                             .unsupported("it told no process id; is another pooler in between?"));
                     };
-                    return Ok(Dialled { stream: self.stream, incoming: self.incoming, key, parameters });
+                    let target = self.dialer.way.target(key, &self.stream);
+                    return Ok(Dialled { stream: self.stream, incoming: self.incoming, target, parameters });
                 }
                 tag::NOTICE_RESPONSE => {}
                 _ => return Err(self.broken(Violation::Unexpected(kind))),
@@ -387,7 +298,7 @@ impl SignIn<'_> {
                     self.incoming.consume(header.frame());
                     if header.tag == tag::ERROR_RESPONSE {
                         return Err(DialError::Refused {
-                            address: self.dialer.address(),
+                            address: self.dialer.way.address(),
                             role: self.dialer.role.clone(),
                             report: Box::new(ServerReport::parse(&body)),
                         });
@@ -398,30 +309,30 @@ impl SignIn<'_> {
             let read = std::future::poll_fn(|cx| self.incoming.poll_fill(&mut self.stream, cx)).await;
             match read {
                 Ok(0) => {
-                    return Err(self.dialer.unreachable(io::Error::from(io::ErrorKind::UnexpectedEof)));
+                    return Err(self.dialer.way.unreachable(io::Error::from(io::ErrorKind::UnexpectedEof)));
                 }
                 Ok(_) => {}
-                Err(e) => return Err(self.dialer.unreachable(e)),
+                Err(e) => return Err(self.dialer.way.unreachable(e)),
             }
         }
     }
 
     async fn send(&mut self) -> Result<(), DialError> {
         let sent = self.stream.send(&mut self.out).await;
-        sent.map_err(|e| self.dialer.unreachable(e))
+        sent.map_err(|e| self.dialer.way.unreachable(e))
     }
 
     fn broken(&self, violation: Violation) -> DialError {
-        self.dialer.unsupported(format!("it does not keep to the protocol: {violation}"))
+        self.dialer.way.unsupported(format!("it does not keep to the protocol: {violation}"))
     }
 }
 
 fn dialer_password(dialer: &Dialer) -> Result<&str, DialError> {
     let Some(password) = &dialer.password else {
-        return Err(dialer.unsupported(format!(
+        return Err(dialer.way.unsupported(format!(
             "it demands a password; set server_password for role \"{}\"",
             dialer.role
         )));
     };
-    password.expose_str().ok_or_else(|| dialer.unsupported("server_password is not UTF-8 text"))
+    password.expose_str().ok_or_else(|| dialer.way.unsupported("server_password is not UTF-8 text"))
 }

@@ -8,3 +8,4 @@ pub mod listen;
 pub mod stream;
 pub mod tls;
 pub mod watched;
+pub mod way;

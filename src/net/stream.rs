@@ -1,6 +1,7 @@
 //! A connection, plain or TLS, polled by hand: the relay watches two of them in one task.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -79,6 +80,13 @@ impl Socket {
         let Some(Kind::Tcp(stream)) = &self.0 else { return Ok(None) };
         let mut first = [0];
         Ok((stream.peek(&mut first).await? == 1).then_some(first[0]))
+    }
+
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Some(Kind::Tcp(stream)) => stream.peer_addr().ok(),
+            Some(Kind::Unix(_)) | None => None,
+        }
     }
 
     fn kind(&mut self) -> io::Result<&mut Kind> {
@@ -182,6 +190,14 @@ impl Stream {
         match self {
             Self::Plain(_) => None,
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// The peer's address; none of a Unix socket, which has its path.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Plain(socket) => socket.peer_addr(),
+            Self::Tls(tls) => tls.get_ref().0.peer_addr(),
         }
     }
 

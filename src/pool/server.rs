@@ -26,11 +26,11 @@ use super::terms::{SettingsDigest, Terms};
 use crate::net::buffer::Buffer;
 use crate::net::dial::Dialled;
 use crate::net::stream::Stream;
+use crate::net::way::CancelTarget;
 use crate::tenancy::seal::{Lapse, SealedContext, ServerPid};
 use crate::tenancy::statements::{self, Binder};
 use crate::wire::frame::{HEADER, peek};
 use crate::wire::report::ServerReport;
-use crate::wire::startup::CancelKey;
 use crate::wire::{message, speak, tag};
 
 /// A server that does not acknowledge its cleaning within this time is closed.
@@ -87,7 +87,7 @@ struct Core {
     incoming: Buffer,
     outgoing: BytesMut,
     ledger: Ledger,
-    key: Arc<CancelKey>,
+    target: Arc<CancelTarget>,
     kept: Kept,
     binder: Binder,
     /// The settings that it was bound with, while they are what it has.
@@ -248,7 +248,7 @@ impl CleanServer {
             incoming: dialled.incoming,
             outgoing: BytesMut::new(),
             ledger: Ledger::default(),
-            key: Arc::new(dialled.key),
+            target: Arc::new(dialled.target),
             kept: Kept::default(),
             binder,
             bound_with: None,
@@ -267,7 +267,7 @@ impl CleanServer {
 
     /// The server process, which the seal is bound to.
     pub fn pid(&self) -> ServerPid {
-        ServerPid(self.0.key.pid)
+        ServerPid(self.0.target.pid())
     }
 
     /// Where its socket is registered.
@@ -388,7 +388,7 @@ impl BoundServer {
 
     /// The server process, which the seal is bound to.
     pub fn pid(&self) -> ServerPid {
-        ServerPid(self.core.key.pid)
+        ServerPid(self.core.target.pid())
     }
 
     /// Where the proxy's own messages between the client's are queued.
@@ -437,9 +437,9 @@ impl BoundServer {
         self.core.stream.abort();
     }
 
-    /// Identifies the server process for a cancel request.
-    pub fn cancel_key(&self) -> &Arc<CancelKey> {
-        &self.core.key
+    /// Where a cancel request reaches the server process.
+    pub fn cancel_target(&self) -> &Arc<CancelTarget> {
+        &self.core.target
     }
 
     /// Sends what is queued.

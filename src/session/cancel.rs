@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
-use crate::pool::Pool;
+use crate::net::way::CancelTarget;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::startup::CancelKey;
 
@@ -37,7 +37,7 @@ pub struct ClientHandle {
 
 #[derive(Default)]
 struct Running {
-    target: Option<(Arc<Pool>, Arc<CancelKey>)>,
+    target: Option<Arc<CancelTarget>>,
     /// What the client sent waits for a server.
     is_queued: bool,
     /// A cancel request is on its way to the target. One is enough: another would strike the same query.
@@ -123,7 +123,7 @@ fn random_key(minor: u16) -> Option<CancelKey> {
 /// A cancel request on its way, until it is dropped, however that comes about.
 struct InFlight {
     handle: Arc<ClientHandle>,
-    target: (Arc<Pool>, Arc<CancelKey>),
+    target: Arc<CancelTarget>,
     /// PostgreSQL has dealt with it.
     is_settled: bool,
 }
@@ -158,11 +158,10 @@ impl InFlight {
     }
 
     async fn send(mut self) {
-        let (pool, server) = &self.target;
-        match pool.dialer().cancel(server).await {
+        match self.target.cancel().await {
             // PostgreSQL has dealt with it.
             Ok(()) => {
-                tracing::debug!(server = server.pid, "a cancel request was delivered");
+                tracing::debug!(server = self.target.pid(), "a cancel request was delivered");
                 self.is_settled = true;
             }
             Err(error) => tracing::warn!(reason = %error, "a cancel request was not delivered"),
@@ -202,9 +201,9 @@ impl ClientHandle {
     }
 
     /// From now on a cancel request goes to this server; while that `is_binding`, as soon as it has done so.
-    pub fn runs_on(&self, pool: &Arc<Pool>, server: &Arc<CancelKey>, is_binding: bool) {
+    pub fn runs_on(&self, server: &Arc<CancelTarget>, is_binding: bool) {
         let mut running = self.lock();
-        running.target = Some((pool.clone(), server.clone()));
+        running.target = Some(server.clone());
         (running.is_binding, running.was_asked) = (is_binding, false);
     }
 

@@ -286,7 +286,7 @@ impl Relay {
         server.told_its_client(self.registered.key.pid);
         // A request to cancel a batch that the binding shares strikes either, and neither runs then.
         let is_binding = server.ledger().is_binding() && !server.ledger().switch().shares_batch();
-        self.registered.handle.runs_on(&self.pool, server.cancel_key(), is_binding);
+        self.registered.handle.runs_on(server.cancel_target(), is_binding);
         self.client.requests.begin(self.client.has_standard_strings(), self.batch.is_some());
         let reported = &self.client.reported;
         self.client.requests.is_encoded(|| reported.get("client_encoding"));
@@ -394,10 +394,9 @@ impl Relay {
     fn cancel_and_close(&self, mut server: BoundServer) {
         server.abort();
         self.pool.ends_charge(&mut server);
-        let pool = self.pool.clone();
         tokio::spawn(async move {
-            let (key, dialer) = (server.cancel_key().clone(), pool.dialer());
-            let mut cancelling = std::pin::pin!(dialer.cancel(&key));
+            let target = server.cancel_target().clone();
+            let mut cancelling = std::pin::pin!(target.cancel());
             let cancelled = match tokio::time::timeout(CANCEL_HOLDS, &mut cancelling).await {
                 Ok(cancelled) => cancelled,
                 Err(_) => {

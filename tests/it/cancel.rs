@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpListener;
 use tokio_postgres::NoTls;
 
 use crate::harness::client::{Raw, connect, message, raw, value};
 use crate::harness::gate::Gate;
 use crate::harness::{eventually, org, postgres};
+use crate::moves;
+use crate::reload::IN_FORCE;
 
 #[tokio::test]
 async fn cancel_stops_the_query_and_nothing_else() {
@@ -133,4 +136,38 @@ async fn a_client_that_leaves_while_its_server_changes_hands_leaves_it() {
         assert_eq!(first.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-1".to_owned())]]);
         assert!(begun.elapsed() < Duration::from_secs(30), "{behind:?}");
     }
+}
+
+/// Another configuration leads to another PostgreSQL. What runs on the former one is cancelled there: at the other one the
+/// same key could be anybody's.
+#[tokio::test]
+async fn cancel_goes_where_the_query_runs() {
+    let database = postgres::shared().database().await;
+    let (before, after) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port().to_string();
+    let (old, new) = (port(&before), port(&after));
+    let address = moves::address(before, database.port);
+    let gate = Gate::with(&database).pool_size(2).set("servers.main", "port", &old).run().await;
+    let client = connect(&gate, "app", &gate.token(org(1)).sign()).await;
+    let cancel = client.cancel_token();
+    let sleeping = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(30)").await });
+    let mut leaves = raw(&gate, 1).await;
+    leaves.send(&message(b'Q', b"SELECT pg_sleep(60)\0")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.rewrites(&format!("port = {old}"), &format!("port = {new}"));
+    gate.reloads(IN_FORCE).await;
+    let asked = Instant::now();
+    cancel.cancel_query(NoTls).await.unwrap();
+    assert_eq!(sleeping.await.unwrap().unwrap_err().code().unwrap().code(), "57014");
+    drop(leaves);
+    let admin = database.admin().await;
+    eventually("the end of what nobody waits for", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database() \
+                   AND state = 'active'";
+        (value(&admin, sql).await.unwrap().unwrap() == "0").then_some(())
+    })
+    .await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    address.abort();
 }

@@ -9,7 +9,7 @@ use crate::harness::gate::Gate;
 use crate::harness::{client, eventually, org, postgres};
 
 /// Another address of PostgreSQL's: what comes there goes to this port.
-fn address(listener: TcpListener, port: u16) -> JoinHandle<()> {
+pub fn address(listener: TcpListener, port: u16) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut lines = tokio::task::JoinSet::new();
         while let Ok((mut client, _)) = listener.accept().await {

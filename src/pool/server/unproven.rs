@@ -7,11 +7,11 @@ use bytes::BytesMut;
 
 use super::{BoundServer, Core, Place, Shard, TermsDigest};
 use crate::net::stream::{Socket, Stream};
+use crate::net::way::CancelTarget;
 use crate::pool::kept::Kept;
 use crate::pool::lease_state::LeaseState;
 use crate::pool::ledger::Ledger;
 use crate::tenancy::statements::Binder;
-use crate::wire::startup::CancelKey;
 
 impl BoundServer {
     /// Of a client without a context, with nothing outstanding. It never answers.
@@ -21,7 +21,7 @@ impl BoundServer {
             incoming: Default::default(),
             outgoing: BytesMut::new(),
             ledger: Ledger::default(),
-            key: Arc::new(CancelKey { pid: 0, secret: vec![0; 4] }),
+            target: Arc::new(CancelTarget::nowhere()),
             kept: Kept::default(),
             binder: Binder::default(),
             bound_with: None,

@@ -40,7 +40,7 @@ impl UsedServer {
 
     /// The server process, which the seal is bound to.
     pub fn pid(&self) -> ServerPid {
-        ServerPid(self.core.key.pid)
+        ServerPid(self.core.target.pid())
     }
 
     /// Takes it under the same terms again.
