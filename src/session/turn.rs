@@ -3,6 +3,7 @@
 mod again;
 mod clock;
 mod limits;
+mod outcome;
 mod settle;
 mod tokens;
 
@@ -32,6 +33,7 @@ use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
 use clock::Clock;
 use limits::TimeLimits;
+pub use outcome::SERVER_GONE;
 pub use settle::settle;
 use settle::{ReadyAnd as _, binding_or_protocol};
 
@@ -195,7 +197,10 @@ impl<'a> Turn<'a> {
                     let report = self.server_gone();
                     return self.failed(report);
                 }
-                Event::Ends(report) => return self.failed(report),
+                Event::Ends(report) => {
+                    let report = self.ends(report);
+                    return self.failed(report);
+                }
             }
         }
     }
@@ -427,7 +432,7 @@ impl<'a> Turn<'a> {
             // What began one out of our sight.
             let is_statement = self.client.requests.mode() == PoolMode::Statement;
             if is_statement && self.server.ledger().is_in_transaction() {
-                return Err(permitted::block_refused());
+                return Err(self.ends(permitted::block_refused()));
             }
         }
         Ok(())
@@ -470,20 +475,7 @@ impl<'a> Turn<'a> {
             Broken::Binding(_) | Broken::Protocol(_) => {}
         }
         tracing::warn!(reason = %broken, "a server was closed");
-        binding_or_protocol(broken)
-    }
-
-    fn server_gone(&mut self) -> Report {
-        if self.server.ledger().may_have_committed() {
-            return Report::new(Sqlstate::OUTCOME_UNKNOWN, SERVER_GONE)
-                .detail("Whether the last transaction was committed is not known: it was sent, and no answer came.")
-                .hint("Connect again and check whether it took effect before repeating it.");
-        }
-        Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE)
-            .detail("The transaction was rolled back.")
-            .hint("Connect again and repeat it.")
+        let report = binding_or_protocol(broken);
+        if matches!(broken, Broken::Protocol(_)) { self.ends(report) } else { report }
     }
 }
-
-/// What a client is told when its server is gone.
-pub const SERVER_GONE: &str = "the connection to PostgreSQL was lost";

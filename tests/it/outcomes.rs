@@ -11,6 +11,7 @@ use crate::harness::client::{Raw, bind, execute, message, parse, raw, sync, valu
 use crate::harness::gate::Gate;
 use crate::harness::postgres;
 use crate::harness::{eventually, org};
+use crate::revoked::revoke;
 
 /// Passes bytes to PostgreSQL; answers can be held back, and everything be cut.
 pub struct Wire {
@@ -129,5 +130,56 @@ async fn an_unknown_outcome_is_told_as_one() {
         })
         .await;
         assert!(!gate.log().contains(&org(9)));
+    }
+}
+
+/// The proxy itself ends a connection whose COMMIT hangs: here because no standby acknowledges it, though it is done.
+#[tokio::test]
+async fn an_outcome_that_a_limit_or_a_revocation_cuts_off_is_told_as_unknown() {
+    let own = postgres::Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let database = own.database().await;
+    let admin = database.admin().await;
+    let limits = format!("[limits.organization.\"{}\"]\ntransaction_time = \"1s\"", org(1));
+    let gate = Gate::with(&database).set("jwt", "revoked", "\"revoked.toml\"").file("revoked.toml", "");
+    let gate = gate.toml(&limits).run().await;
+    let query = |sql: &str| message(b'Q', format!("{sql}\0").as_bytes());
+    let extended = |sql: &str| [parse("", sql), bind(""), execute(), sync()].concat();
+    let insert = |n: u32| format!("INSERT INTO items (body) VALUES ('cut {n}')");
+    let mut clients = Vec::new();
+    for n in 1..=6 {
+        let mut client = raw(&gate, if n < 5 { 1 } else { 2 }).await;
+        assert_eq!(client.query("SELECT 1").await.error, None);
+        clients.push(client);
+    }
+    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await.unwrap();
+    admin.batch_execute("ALTER SYSTEM SET synchronous_commit = 'on'").await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    for (n, begin, last, expected) in [
+        (1, format!("BEGIN; {}", insert(1)), query("COMMIT"), ("08007", "transaction timeout")),
+        (2, format!("BEGIN; {}", insert(2)), extended("COMMIT"), ("08007", "transaction timeout")),
+        (3, "SELECT 1".to_owned(), query(&insert(3)), ("08007", "transaction timeout")),
+        (4, format!("BEGIN; {}", insert(4)), query("SELECT pg_sleep(60)"), ("25P04", "transaction timeout")),
+        (5, format!("BEGIN; {}", insert(5)), query("COMMIT"), ("08007", "was revoked")),
+        (6, format!("BEGIN; {}", insert(6)), query("SELECT pg_sleep(60)"), ("57P01", "was revoked")),
+    ] {
+        let mut client = clients.remove(0);
+        assert_eq!(client.query(&begin).await.error, None);
+        client.send(&last).await;
+        if n >= 5 {
+            revoke(&gate, &format!("kill = true\norganizations = ['{}']\n# {n}", org(2))).await;
+        }
+        let (code, said) = client.expect_error().await;
+        assert_eq!(code, expected.0, "{n}: {said}");
+        assert!(said.contains(expected.1), "{n}: {said}");
+        if n >= 5 {
+            revoke(&gate, &format!("# {n}")).await;
+        }
+        let is_there = format!("SELECT count(*) FROM items WHERE body = 'cut {n}'");
+        let count = if expected.0 == "08007" { "1" } else { "0" };
+        eventually("its outcome", async || {
+            (value(&admin, &is_there).await.unwrap().unwrap() == count).then_some(())
+        })
+        .await;
     }
 }

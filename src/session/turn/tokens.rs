@@ -27,7 +27,7 @@ impl Turn<'_> {
         let Some(passing) = self.client.desk.passing(&self.under) else { return Ok(()) };
         // What was sent ahead is at the server by now, and cannot be taken back.
         if let Some(report) = passing.filter(|_| !self.server.ledger().is_in_transaction()) {
-            return Err(report);
+            return Err(self.ends(report));
         }
         self.client.requests.ends_turn();
         Ok(())
