@@ -16,7 +16,10 @@ use crate::wire::violation::Violation;
 
 mod quiet;
 mod results;
+mod speaks;
 mod staked;
+
+pub use speaks::Speaks;
 
 /// What an answer means for who sees it.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -231,13 +234,6 @@ impl Ledger {
             self.due.remove(1);
         }
         self.has_copied &= !is_copy;
-    }
-
-    /// Whether the server will not come to rest by itself: it waits for the end of a COPY, or for a Sync.
-    pub fn awaits_client(&self) -> bool {
-        let last = self.due.iter().rev().find(|due| !matches!(due, Due::CopyEnd));
-        let is_complete = matches!(last, Some(Due::Binding | Due::Query(_) | Due::Sync));
-        self.is_copying || self.is_waiting() && !is_complete
     }
 
     /// Whether the proxy's own binding is not yet acknowledged.

@@ -5,6 +5,7 @@ mod clock;
 mod limits;
 mod outcome;
 mod settle;
+mod silence;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ use crate::pool::ledger::TransactionOver;
 use crate::pool::server::{BoundServer, CLEAN_TIMEOUT};
 use crate::pool::switch::Switch;
 use crate::tenancy::context::TenantContext;
-use crate::wire::report::{Report, Sqlstate};
+use crate::wire::report::Report;
 use crate::wire::speak;
 use clock::Clock;
 use limits::TimeLimits;
@@ -159,6 +160,7 @@ impl<'a> Turn<'a> {
 
     /// Carries bytes both ways until the transaction is over or one side fails.
     pub async fn run(&mut self) -> End {
+        let mut has_spoken = true;
         loop {
             if let Err(report) = self.carry() {
                 return self.failed(report);
@@ -166,12 +168,13 @@ impl<'a> Turn<'a> {
             if let Some(end) = self.ended() {
                 return end;
             }
-            if let Some(limits) = &mut self.limits {
-                let ledger = self.server.ledger();
-                limits.is_idle(ledger.is_in_transaction() && !ledger.is_waiting());
-            }
+            self.notes_silence(has_spoken);
+            has_spoken = false;
             match poll_fn(|cx| self.poll_event(cx)).await {
-                Event::Client => self.clock.client_spoke(self.server.ledger().is_waiting()),
+                Event::Client => {
+                    has_spoken = true;
+                    self.clock.client_spoke(self.server.ledger().is_waiting());
+                }
                 Event::Server => match self.hear() {
                     Ok(()) => {}
                     Err(_) if self.takes_back() => return End::Again,
@@ -197,6 +200,7 @@ impl<'a> Turn<'a> {
                     let report = self.server_gone();
                     return self.failed(report);
                 }
+                Event::Ends(report) if self.asks_for_answers(&report) => {}
                 Event::Ends(report) => {
                     let report = self.ends(report);
                     return self.failed(report);

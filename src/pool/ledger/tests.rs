@@ -114,3 +114,23 @@ fn the_proxys_own_answers_come_in_their_turn() {
     assert!(matches!(ledger.to_say(), Some(Said::ParseComplete { .. })));
     assert!(ledger.to_say().is_none());
 }
+
+#[test]
+fn it_is_the_clients_turn_where_nothing_more_comes_by_itself() {
+    let mut ledger = Ledger::default();
+    assert_eq!(ledger.speaks_next(true), Speaks::Client);
+    ledger.push(Due::Query(None));
+    assert_eq!(ledger.speaks_next(true), Speaks::Server);
+    assert_eq!(ledger.speaks_next(false), Speaks::Client, "half a query");
+    ledger.copy_in().unwrap();
+    assert_eq!(ledger.speaks_next(true), Speaks::Client);
+    ledger.push(Due::CopyEnd);
+    assert_eq!(ledger.speaks_next(true), Speaks::Server);
+    ledger.ready(b'I').unwrap();
+    ledger.push(Due::Execute(Deallocated::default()));
+    assert_eq!(ledger.speaks_next(true), Speaks::ServerIfAsked);
+    ledger.push(Due::Query(None));
+    assert_eq!(ledger.speaks_next(false), Speaks::Client, "behind answers that nobody asked for");
+    ledger.push(Due::Sync);
+    assert_eq!(ledger.speaks_next(true), Speaks::Server);
+}

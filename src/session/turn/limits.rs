@@ -16,6 +16,8 @@ pub(super) struct TimeLimits {
     idle: Duration,
     begun: Instant,
     idle_since: Option<Instant>,
+    /// PostgreSQL was asked for the answers that it may keep back, since its client spoke last.
+    pub(super) has_asked: bool,
     /// When this is looked at again, at the latest.
     alarm: Option<Pin<Box<Sleep>>>,
 }
@@ -27,7 +29,9 @@ impl TimeLimits {
         let (transaction, idle) =
             (or_none(limits.transaction_time), or_none(limits.idle_in_transaction_time));
         let is_limited = transaction.min(idle) < Duration::MAX;
-        is_limited.then(|| Box::new(Self { transaction, idle, begun: now, idle_since: None, alarm: None }))
+        is_limited.then(|| {
+            Box::new(Self { transaction, idle, begun: now, idle_since: None, has_asked: false, alarm: None })
+        })
     }
 
     /// What is sent behind a transaction begins another.
@@ -35,7 +39,12 @@ impl TimeLimits {
         (self.begun, self.idle_since) = (now, None);
     }
 
-    /// Whether the server waits, within a transaction, for what its client will say.
+    /// The client goes on with what it has begun to say.
+    pub(super) fn goes_on(&mut self) {
+        (self.idle_since, self.has_asked) = (None, false);
+    }
+
+    /// Whether the server waits for what its client will say.
     pub(super) fn is_idle(&mut self, is_idle: bool) {
         self.idle_since = match self.idle_since {
             since @ Some(_) if is_idle => since,
