@@ -24,6 +24,10 @@ const MAX_READ: usize = BUFFER_SIZE / 2;
 pub struct Heard {
     /// ReadyForQuery messages that passed to the client.
     pub readies: usize,
+    /// Executions of the extended protocol that ended, but for the first before each ReadyForQuery: that is charged by it.
+    pub further: usize,
+    /// One has ended since the last ReadyForQuery.
+    has_executed: bool,
     /// The proxy's binding was acknowledged.
     pub bound: bool,
     /// Settings that PostgreSQL reported as changed by the client.
@@ -54,7 +58,7 @@ pub struct Heard {
 
 impl Heard {
     fn clear(&mut self) {
-        self.readies = 0;
+        (self.readies, self.further) = (0, 0);
         self.failed = false;
         self.bound = false;
         self.settings.clear();
@@ -97,6 +101,11 @@ impl Heard {
             state.is_doomed = true;
         }
         self.errors.push(report.code);
+    }
+
+    /// An execution of the extended protocol has ended.
+    fn executed(&mut self) {
+        self.further += usize::from(std::mem::replace(&mut self.has_executed, true));
     }
 
     /// A command of the client's is complete: what of it outlives its transaction.
@@ -236,7 +245,7 @@ impl BoundServer {
 
     /// Whose message this is, and what it changes.
     fn judge(&mut self, header: Header, is_whole: bool, heard: &mut Heard) -> Result<Verdict, Broken> {
-        let (incoming, ledger, state, kept) = self.parts();
+        let (incoming, ledger, state, _) = self.parts();
         let body = match is_whole {
             true => &incoming.filled()[state.run..][HEADER..header.frame()],
             false => &[],
@@ -254,35 +263,11 @@ impl BoundServer {
                     Verdict::Swallow if own == Verdict::Pass => {} // a stray one
                     Verdict::Swallow if status != b'I' => return Err(Violation::Malformed(header.tag).into()),
                     Verdict::Swallow => heard.bound = true,
-                    Verdict::Pass => heard.readies += 1,
+                    Verdict::Pass => (heard.readies, heard.has_executed) = (heard.readies + 1, false),
                 }
                 Ok(verdict)
             }
-            tag::COMMAND_COMPLETE => {
-                if ledger.take_rewritten() {
-                    return Ok(Verdict::Swallow);
-                }
-                let dropped = ledger.is_deallocating().map(|dropped| dropped.all);
-                let was_binding = ledger.is_binding();
-                let (verdict, _) = ledger.answer(header.tag)?;
-                heard.bound |= was_binding && !ledger.is_binding();
-                if verdict == Verdict::Pass {
-                    let left = match (leaves_behind(body), dropped) {
-                        (Leaves::NoStatements, Some(false)) => Leaves::Nothing,
-                        (Leaves::NoStatements, Some(true)) => Leaves::Something,
-                        (left, _) => left,
-                    };
-                    if matches!(left, Leaves::NoStatements) {
-                        kept.take();
-                        kept.still_has(ledger.placed());
-                    }
-                    ledger.copied(body);
-                    heard.completed(body, state, &left);
-                    heard.alters |= may_change_results(body);
-                    return Ok(ledger.hold_back(&incoming.filled()[state.run..][..header.frame()]));
-                }
-                Ok(verdict)
-            }
+            tag::COMMAND_COMPLETE => self.judge_completion(header, heard),
             tag::ROW_DESCRIPTION | tag::NO_DATA => {
                 // One that is longer than a buffer is not known, and never doubted.
                 if is_whole || header.tag == tag::NO_DATA {
@@ -291,11 +276,15 @@ impl BoundServer {
                 }
                 Ok(ledger.answer(header.tag)?.0)
             }
-            tag::PARSE_COMPLETE
-            | tag::BIND_COMPLETE
-            | tag::CLOSE_COMPLETE
-            | tag::EMPTY_QUERY_RESPONSE
-            | tag::PORTAL_SUSPENDED => Ok(ledger.answer(header.tag)?.0),
+            tag::PARSE_COMPLETE | tag::BIND_COMPLETE | tag::CLOSE_COMPLETE => {
+                Ok(ledger.answer(header.tag)?.0)
+            }
+            tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED => {
+                if ledger.is_executing() {
+                    heard.executed();
+                }
+                Ok(ledger.answer(header.tag)?.0)
+            }
             tag::ERROR_RESPONSE => {
                 let report = ServerReport::parse(body);
                 if ledger.is_binding() {
@@ -333,6 +322,40 @@ impl BoundServer {
             }
             other => Err(Violation::Unexpected(other).into()),
         }
+    }
+
+    /// A command is complete.
+    fn judge_completion(&mut self, header: Header, heard: &mut Heard) -> Result<Verdict, Broken> {
+        let (incoming, ledger, state, kept) = self.parts();
+        let frame = incoming.filled()[state.run..].get(..header.frame());
+        let body = frame.map_or(&[][..], |frame| &frame[HEADER..]);
+        if ledger.take_rewritten() {
+            return Ok(Verdict::Swallow);
+        }
+        let dropped = ledger.is_deallocating().map(|dropped| dropped.all);
+        let was_binding = ledger.is_binding();
+        let is_execution = ledger.is_executing();
+        let (verdict, _) = ledger.answer(header.tag)?;
+        heard.bound |= was_binding && !ledger.is_binding();
+        if verdict == Verdict::Pass {
+            if is_execution {
+                heard.executed();
+            }
+            let left = match (leaves_behind(body), dropped) {
+                (Leaves::NoStatements, Some(false)) => Leaves::Nothing,
+                (Leaves::NoStatements, Some(true)) => Leaves::Something,
+                (left, _) => left,
+            };
+            if matches!(left, Leaves::NoStatements) {
+                kept.take();
+                kept.still_has(ledger.placed());
+            }
+            ledger.copied(body);
+            heard.completed(body, state, &left);
+            heard.alters |= may_change_results(body);
+            return Ok(ledger.hold_back(frame.unwrap_or_default()));
+        }
+        Ok(verdict)
     }
 }
 

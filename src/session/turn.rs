@@ -421,10 +421,11 @@ impl<'a> Turn<'a> {
         }
         self.changes.sets += self.heard.sets;
         self.changes.resets |= self.heard.resets;
+        let asked = self.heard.readies + self.heard.further;
+        let is_limited = asked > 0 && self.client.attendance.as_ref().is_some_and(|a| a.asked(asked));
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
-            let attendance = self.client.attendance.as_ref();
-            if attendance.is_some_and(|attendance| attendance.asked(self.heard.readies)) {
+            if is_limited {
                 self.client.requests.ends_turn();
             }
             if goes_on {

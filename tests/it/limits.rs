@@ -85,6 +85,41 @@ async fn an_organization_asks_so_many_queries_per_second() {
     assert_eq!(code(&mut raw(&gate, 1).await, "SELECT 1").await, "53400");
 }
 
+/// What is executed without a Sync is asked as well. An ordinary batch is one query.
+#[tokio::test]
+async fn what_is_executed_without_a_sync_is_counted() {
+    let database = postgres::shared().database().await;
+    let gate = limited(&database, "queries_per_second = 10").run().await;
+    let extended = [parse("", "SELECT 1"), bind(""), execute()].concat();
+    let mut client = raw(&gate, 1).await;
+    for _ in 0..10 {
+        client.send(&[&extended[..], &sync()].concat()).await;
+        assert_eq!(client.answer().await.error, None, "a second's worth");
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // Forty at once, and half of them by a portal that is fetched from in pieces, or an empty query.
+    let pieces = [
+        parse("", "SELECT generate_series(1, 20)"),
+        bind(""),
+        message(b'E', b"\0\0\0\0\x01").repeat(10),
+        [parse("", ""), bind(""), execute()].concat().repeat(10),
+        message(b'H', b""),
+    ];
+    client.send(&[&extended.repeat(20)[..], &pieces.concat()].concat()).await;
+    let mut ends = 0;
+    while ends < 40 {
+        let (kind, _) = client.read_message().await.expect("still connected");
+        ends += usize::from(matches!(kind, b'C' | b's' | b'I'));
+    }
+    client.send(&sync()).await;
+    assert_eq!(client.answer().await.error, None);
+    let asked = Instant::now();
+    assert_eq!(code(&mut client, "SELECT 1").await, "53400");
+    eventually("it may begin again", async || code(&mut client, "SELECT 1").await.is_empty().then_some(()))
+        .await;
+    assert!(asked.elapsed() > Duration::from_millis(1500), "{:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn transactions_end_when_their_time_is_over_whatever_their_client_sets() {
     let database = postgres::shared().database().await;

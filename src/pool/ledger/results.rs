@@ -65,6 +65,11 @@ impl Ledger {
         self.due.iter().any(|due| matches!(due, Due::Verify(statement, _) if statement.id == id))
     }
 
+    /// Whether the next answer is to an Execute of the client's.
+    pub fn is_executing(&self) -> bool {
+        matches!(self.due.front(), Some(Due::Execute(_)))
+    }
+
     /// Whether the next answer is to a Describe of the proxy's own.
     pub fn is_own_describe(&self) -> bool {
         matches!(self.due.front(), Some(Due::Verify(..)))
