@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::accounts::Attendance;
 use super::gate::Gate;
 use crate::auth::token::{self, TokenError, VerifiedClaims};
 use crate::config::{PoolMode, Role, Tenancy};
 use crate::net::listen::Peer;
 use crate::observe::log;
-use crate::tenancy::context::{TenantContext, Wanted};
+use crate::tenancy::context::{TenantContext, TenantId, Wanted};
 use crate::tenancy::guard::Guard;
 use crate::tenancy::token_command::{Given, TokenText};
 use crate::wire::report::{Report, Sqlstate};
@@ -160,6 +161,16 @@ impl Desk {
     /// What guards the context's settings; nothing for who has no context.
     pub fn guard(&self) -> Option<Arc<Guard>> {
         (self.role.tenancy != Tenancy::None).then(|| self.gate.settings().guard.clone())
+    }
+
+    /// Counts the client as one of another organization, besides its own.
+    ///
+    /// # Errors
+    /// That has as many as it may (53300), or asks too fast (53400).
+    pub fn visits(&self, organization: &TenantId) -> Result<Attendance, Report> {
+        let attendance = self.gate.accounts.enter(organization)?;
+        attendance.may_begin()?;
+        Ok(attendance)
     }
 
     /// What the client signed in with.

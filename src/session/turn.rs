@@ -7,6 +7,7 @@ mod outcome;
 mod settle;
 mod silence;
 mod tokens;
+mod visits;
 
 use std::collections::BTreeMap;
 use std::future::{Future as _, poll_fn};
@@ -37,6 +38,7 @@ use limits::TimeLimits;
 pub use outcome::SERVER_GONE;
 pub use settle::settle;
 use settle::{ReadyAnd as _, binding_or_protocol};
+use visits::Visits;
 
 /// Reported settings that are remembered of a turn; PostgreSQL has about fifteen.
 const MAX_REPORTED: usize = 64;
@@ -62,6 +64,8 @@ pub struct Turn<'a> {
     /// How often something had been revoked when that was last looked at.
     revocations: u64,
     limits: Option<Box<TimeLimits>>,
+    /// When the transaction that runs began.
+    begun: Instant,
 }
 
 /// What a turn's answers tell of the client's settings.
@@ -81,6 +85,8 @@ pub struct Changes {
     pub refused: bool,
     /// The database refused the seal.
     pub seal_refused: bool,
+    /// Other organizations that the transaction was brought to.
+    visits: Visits,
     readies: usize,
 }
 
@@ -133,10 +139,11 @@ impl<'a> Turn<'a> {
         if !client.has_standard_strings() {
             server.ledger().is_loud(); // its texts are read as if it had
         }
-        let limits = client.attendance.as_ref();
-        let limits = limits.and_then(|attendance| TimeLimits::of(&attendance.limits(), clock.times.leased));
+        let (limits, begun) = (client.attendance.as_ref(), clock.times.leased);
+        let limits = limits.and_then(|attendance| TimeLimits::of(&attendance.limits(), begun));
         Self {
             limits,
+            begun,
             pool,
             under: context.into_iter().collect(),
             revocations,
@@ -422,10 +429,10 @@ impl<'a> Turn<'a> {
         self.changes.sets += self.heard.sets;
         self.changes.resets |= self.heard.resets;
         let asked = self.heard.readies + self.heard.further;
-        let is_limited = asked > 0 && self.client.attendance.as_ref().is_some_and(|a| a.asked(asked));
+        let is_apart = self.charge(asked);
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
-            if is_limited {
+            if is_apart {
                 self.client.requests.ends_turn();
             }
             if goes_on {

@@ -159,6 +159,78 @@ async fn transactions_end_when_their_time_is_over_whatever_their_client_sets() {
     }
 }
 
+/// Who is brought to an organization within a transaction is under its limits from there on.
+#[tokio::test]
+async fn limits_hold_for_who_comes_within_a_transaction() {
+    let database = postgres::shared().database().await;
+    let gate = limited(&database, "queries_per_second = 5\ntransaction_time = \"2s\"").run().await;
+    let mut native = raw(&gate, 1).await;
+    let token = gate.token(org(1)).sign();
+    for scope in ["SET LOCAL", "SET"] {
+        let switch = format!("{scope} pgtenant.token = '{token}'");
+        let (mut client, began) = (raw(&gate, 2).await, Instant::now());
+        assert_eq!(code(&mut client, "BEGIN").await, "");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert_eq!(code(&mut client, &switch).await, "");
+        client.send(&message(b'Q', b"SELECT pg_sleep(60)\0")).await;
+        assert_eq!(client.expect_error().await.0, "25P04");
+        // Of the whole transaction, not from the switch on.
+        assert!(began.elapsed() < Duration::from_millis(3100), "{:?}", began.elapsed());
+        let mut client = raw(&gate, 2).await;
+        assert_eq!(code(&mut client, "BEGIN").await, "");
+        assert_eq!(code(&mut client, &switch).await, "");
+        for _ in 0..20 {
+            assert_eq!(code(&mut client, "SELECT 1").await, "");
+        }
+        assert_eq!(code(&mut client, "COMMIT").await, "");
+        // It was all on their account; and who comes now does not come in.
+        assert_eq!(code(&mut native, "SELECT 1").await, "53400");
+        let mut other = raw(&gate, 2).await;
+        assert_eq!(code(&mut other, "BEGIN").await, "");
+        assert_eq!(code(&mut other, &switch).await, "53400");
+        assert_eq!(code(&mut other, "ROLLBACK").await, "");
+        assert_eq!(other.query("SELECT min(body) FROM items").await.rows[0][0].as_deref(), Some("org-2"));
+        eventually("they may ask again", async || {
+            code(&mut native, "SELECT 1").await.is_empty().then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_comes_within_a_transaction_where_there_is_no_room() {
+    let database = postgres::shared().database().await;
+    let gate = limited(&database, "max_clients = 1").run().await;
+    let mut client = raw(&gate, 2).await;
+    let token = gate.token(org(1)).sign();
+    let (set, local) =
+        (format!("SET pgtenant.token = '{token}'"), format!("SET LOCAL pgtenant.token = '{token}'"));
+    // Outside of a transaction this is none of its commands, and it is none of its clients.
+    assert_eq!(code(&mut client, &local).await, "");
+    let native = raw(&gate, 1).await;
+    for switch in [&set, &local] {
+        assert_eq!(code(&mut client, "BEGIN").await, "");
+        assert_eq!(code(&mut client, switch).await, "53300");
+        assert_eq!(code(&mut client, "COMMIT").await, "");
+        assert_eq!(client.query("SELECT min(body) FROM items").await.rows[0][0].as_deref(), Some("org-2"));
+    }
+    drop(native);
+    for (switch, then) in [(&local, "org-2"), (&set, "org-1")] {
+        eventually("room", async || {
+            client.query("BEGIN").await;
+            let is_in = code(&mut client, switch).await.is_empty();
+            // There is room for one, and it has that.
+            assert!(!is_in || refusal(&gate, 1).await.is_some());
+            client.query("COMMIT").await;
+            is_in.then_some(())
+        })
+        .await;
+        assert_eq!(client.query("SELECT min(body) FROM items").await.rows[0][0].as_deref(), Some(then));
+        assert_eq!(refusal(&gate, 1).await.is_some(), then == "org-1");
+    }
+}
+
 /// A server is held as well by who does not end what it has begun to say; who goes on, or waits for PostgreSQL, is not idle.
 #[tokio::test]
 async fn who_holds_a_server_and_is_silent_is_idle_whatever_it_has_begun() {

@@ -130,7 +130,10 @@ impl Relay {
                 return Err(denied.report);
             }
         };
-        self.attend(&held)?;
+        // Alone outside of a transaction, it changes nothing.
+        if !(asked.is_simple && asked.is_local) {
+            self.attend(&held)?;
+        }
         let out = &mut self.client.outgoing;
         if asked.is_simple {
             if asked.is_set_local() {

@@ -34,6 +34,18 @@ impl TimeLimits {
         })
     }
 
+    /// What runs since `begun` has these limits as well.
+    pub(super) fn narrow(limits: &mut Option<Box<Self>>, further: &OrganizationLimits, begun: Instant) {
+        let Some(further) = Self::of(further, begun) else { return };
+        match limits {
+            None => *limits = Some(further),
+            Some(limits) => {
+                limits.transaction = limits.transaction.min(further.transaction);
+                limits.idle = limits.idle.min(further.idle);
+            }
+        }
+    }
+
     /// What is sent behind a transaction begins another.
     pub(super) fn begins(&mut self, now: Instant) {
         (self.begun, self.idle_since) = (now, None);
@@ -126,6 +138,14 @@ mod tests {
         assert_eq!(both.idle_since, Some(at(11)));
         both.is_idle(false);
         assert_eq!(both.judge(at(14)), Ok(Some(at(19))));
+        // Under several, the stricter of each.
+        let mut several = None;
+        TimeLimits::narrow(&mut several, &limits(0, 0), start);
+        assert!(several.is_none());
+        TimeLimits::narrow(&mut several, &limits(10, 0), start);
+        TimeLimits::narrow(&mut several, &limits(20, 3), start);
+        let several = several.unwrap();
+        assert_eq!((several.transaction, several.idle), (Duration::from_secs(10), Duration::from_secs(3)));
         let idle = TimeLimits::of(&limits(0, 3), start).unwrap();
         assert_eq!(idle.judge(at(1_000)), Ok(None));
     }

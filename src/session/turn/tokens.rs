@@ -19,10 +19,11 @@ impl Turn<'_> {
     /// # Errors
     /// None may begin any more, and one does.
     pub(super) fn goes_on(&mut self) -> Result<(), Report> {
-        if let Some(limits) = &mut self.limits
-            && !self.server.ledger().is_in_transaction()
-        {
-            limits.begins(Instant::now());
+        if !self.server.ledger().is_in_transaction() {
+            self.begun = Instant::now();
+            if let Some(limits) = &mut self.limits {
+                limits.begins(self.begun);
+            }
         }
         let Some(passing) = self.client.desk.passing(&self.under) else { return Ok(()) };
         // What was sent ahead is at the server by now, and cannot be taken back.
@@ -53,6 +54,10 @@ impl Turn<'_> {
         if !asked.is_local && self.changes.switched.len() == MAX_SWITCHES {
             let report =
                 Report::new(Sqlstate::LIMIT_EXCEEDED, "too many switches of tokens in one transaction");
+            self.deny(asked, &Denied { report, is_refused: false });
+            return Ok(());
+        }
+        if let Err(report) = self.visits(&held) {
             self.deny(asked, &Denied { report, is_refused: false });
             return Ok(());
         }
