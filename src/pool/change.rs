@@ -48,6 +48,11 @@ impl Pool {
         close(idle);
     }
 
+    /// Whether none begins.
+    pub fn is_paused(&self) -> bool {
+        self.lock().is_paused
+    }
+
     /// Transactions begin again.
     pub fn resume(self: &Arc<Self>, shard: Shard) {
         let mut state = self.lock();

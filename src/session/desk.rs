@@ -290,6 +290,11 @@ impl Desk {
         context.is_current(SystemTime::now()) && self.gate.revocation(context).is_none()
     }
 
+    /// Whether the house is closing.
+    pub fn is_draining(&self) -> bool {
+        self.gate.is_draining()
+    }
+
     /// How often something was revoked.
     pub fn revocations(&self) -> u64 {
         self.gate.revocations()

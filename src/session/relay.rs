@@ -2,6 +2,7 @@
 
 mod follow;
 mod leasing;
+mod leaving;
 mod tokens;
 
 use std::future::poll_fn;
@@ -32,6 +33,7 @@ use crate::tenancy::settings::Settings;
 use crate::wire::frame::peek;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::{speak, tag};
+use leaving::{client_left, shutting_down};
 use tokens::Batch;
 
 /// For so long a place in the pool waits until what ran there is cancelled. A PostgreSQL that says nothing is not waited for.
@@ -144,9 +146,12 @@ impl Relay {
             match self.client.requests.wants(&mut self.client.incoming)? {
                 Wants::Goodbye => return Ok(()),
                 Wants::Server => {
-                    let is_behind = self.client.outgoing.len() >= HIGH_WATER;
-                    if is_behind && self.client.stream.send(&mut self.client.outgoing).await.is_err() {
-                        return Ok(());
+                    // What has not begun does not begin any more.
+                    if self.gate.is_draining() {
+                        return Err(shutting_down());
+                    }
+                    if self.client.outgoing.len() >= HIGH_WATER {
+                        self.is_taken().await?;
                     }
                     if let Some((header, meaning)) = self.desk_matter()? {
                         // Boxed: most messages are no such thing.
@@ -154,9 +159,7 @@ impl Relay {
                         continue;
                     }
                     // Who does not take its results keeps no server waiting.
-                    if self.client.stream.send(&mut self.client.outgoing).await.is_err() {
-                        return Ok(());
-                    }
+                    self.is_taken().await?;
                     self.turn().await?;
                 }
                 Wants::More => match self.next().await {
@@ -210,7 +213,7 @@ impl Relay {
             Next::ServerGone => Err(Report::new(Sqlstate::CONNECTION_FAILURE, SERVER_GONE)
                 .hint("Connect again; what the session held is gone.")),
             Next::Gone => Err(client_left()),
-            Next::Drain => Err(Report::new(Sqlstate::ADMIN_SHUTDOWN, "pgtenant is shutting down")),
+            Next::Drain => Err(shutting_down()),
         }
     }
 
@@ -265,7 +268,7 @@ impl Relay {
                         self.batch_over(true);
                         return Box::pin(self.refuse(&report)).await;
                     }
-                    Err(Unserved::Gone) => return Err(client_left()),
+                    Err(Unserved::Gone) => return Err(self.waits_no_longer()),
                 },
             },
         };
@@ -448,8 +451,4 @@ impl Relay {
         let next = self.next().await;
         self.is_disturbed(&next)
     }
-}
-
-fn client_left() -> Report {
-    Report::new(Sqlstate::CONNECTION_FAILURE, "the client left")
 }

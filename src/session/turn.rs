@@ -432,7 +432,7 @@ impl<'a> Turn<'a> {
         let is_apart = self.charge(asked);
         if self.heard.readies > 0 {
             let goes_on = self.server.ledger().is_waiting();
-            if is_apart {
+            if is_apart || self.client.desk.is_draining() {
                 self.client.requests.ends_turn();
             }
             if goes_on {

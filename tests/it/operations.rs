@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pgtenant::cli::demo::throwaway::Options;
 
-use crate::harness::client::{Raw, connect, message, raw, try_connect, value};
+use crate::harness::client::{Raw, connect, error_fields, message, raw, try_connect, value};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared};
 use crate::harness::{eventually, org};
@@ -73,6 +73,82 @@ async fn on_a_signal_transactions_finish_and_idle_clients_are_told() {
         (admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
     })
     .await;
+}
+
+/// Who always has two queries under way is told behind the answers to what PostgreSQL has got; the rest does not begin.
+#[tokio::test]
+async fn on_a_signal_a_client_that_never_pauses_ends_behind_its_answers() {
+    let database = postgres::shared().database().await;
+    for mode in ["transaction", "session"] {
+        let gate = Gate::with(&database).mode(mode).run().await;
+        let mut client = raw(&gate, 1).await;
+        let insert = format!("INSERT INTO items (body) SELECT '{mode}' FROM pg_sleep(0.02)\0");
+        let insert = message(b'Q', insert.as_bytes());
+        client.send(&insert.repeat(2)).await;
+        let (mut answered, mut asked) = (0, Instant::now());
+        let code = loop {
+            match client.read_message().await.expect("a reason") {
+                (b'Z', _) => {
+                    answered += 1;
+                    if answered == 10 {
+                        gate.signal("TERM");
+                        asked = Instant::now();
+                    }
+                    client.send(&insert).await;
+                }
+                (b'E', body) => break error_fields(&body).0,
+                _ => {}
+            }
+        };
+        assert_eq!(code, "57P01");
+        assert!(answered >= 10 && asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        client.expect_close().await;
+        assert_eq!(gate.wait_exit(Duration::from_secs(5)).await.code(), Some(0));
+        let admin = database.admin().await;
+        let count = value(&admin, &format!("SELECT count(*) FROM items WHERE body = '{mode}'")).await;
+        assert_eq!(count.unwrap().unwrap(), answered.to_string(), "what ran is what was answered");
+    }
+}
+
+#[tokio::test]
+async fn on_a_signal_who_waits_in_a_pause_is_told_at_once() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    let mut client = raw(&gate, 1).await;
+    gate.signal("USR1");
+    eventually("paused", async || gate.log().contains("SIGUSR1: paused").then_some(())).await;
+    client.send(&message(b'Q', b"SELECT 1\0")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.signal("TERM");
+    let asked = Instant::now();
+    assert_eq!(client.expect_error().await.0, "57P01");
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(gate.wait_exit(Duration::from_secs(5)).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn on_a_signal_who_takes_no_answers_is_not_waited_for() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(([127, 0, 0, 1], gate.port()).into()).await.unwrap();
+    let mut client = Raw::over(stream);
+    client.sign_in("app", "app", &gate.token(org(1)).sign()).await;
+    let count = async || sampled(&gate, r#"pgtenant_queries_total{database="app"}"#).await;
+    // One after the other, so that it is between two of them that the client takes no more.
+    let mut before = -1.0;
+    eventually("it is stuck", async || {
+        for _ in 0..20 {
+            client.send(&message(b'Q', b"SELECT repeat('x', 7000)\0")).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let now = count().await;
+        (std::mem::replace(&mut before, now) == now).then_some(())
+    })
+    .await;
+    gate.signal("TERM");
+    assert_eq!(gate.wait_exit(Duration::from_secs(8)).await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -31,10 +31,12 @@ impl Relay {
     pub(super) async fn lease(&mut self, first: First) -> Result<BoundServer, Unserved> {
         let handle = &self.registered.handle;
         handle.is_queued();
+        let (gate, pool) = (&self.gate, &self.pool);
         let Client { stream, incoming, .. } = &mut self.client;
         let mut gone = poll_fn(|cx| {
             handle.waker.register(cx.waker());
-            if handle.is_cancelled() {
+            // While the pool is paused and the house closes, no server comes any more.
+            if handle.is_cancelled() || gate.is_draining() && pool.is_paused() {
                 return Poll::Ready(());
             }
             while !incoming.is_full() {
