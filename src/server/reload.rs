@@ -1,6 +1,7 @@
 //! The configuration is read anew while the proxy runs: by SIGHUP, or when its file has changed. A file that cannot be used
 //! changes nothing, and nobody is disconnected by one that can.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::jwks;
 use super::keeper::Pools;
 use super::renewal::Watches;
 use crate::auth::token::Keys;
-use crate::config::{self, Config};
+use crate::config::{self, Config, PoolMode, Tenancy};
 use crate::net::watched::{Outcome, Watch, Watched};
 use crate::session::Gate;
 
@@ -26,6 +27,7 @@ pub(super) struct Reloader {
     /// None where the configuration came from no file.
     pub(super) file: Option<PathBuf>,
     pub(super) running: Config,
+    lasts: Lasts,
     pub(super) gate: Arc<Gate>,
     pub(super) pools: Pools,
     pub(super) watches: Watches,
@@ -40,7 +42,9 @@ impl Reloader {
         (gate, pools): (Arc<Gate>, Pools),
         (watches, lasting): (Watches, Lasting),
     ) -> Self {
-        Self { file: None, running, gate, pools, watches, lasting, fresh: Vec::new() }
+        let mut lasts = Lasts::default();
+        lasts.keep(&running);
+        Self { file: None, running, lasts, gate, pools, watches, lasting, fresh: Vec::new() }
     }
 
     /// Waits for what asks for another configuration, until it is aborted. SIGHUP does not end the process from now on.
@@ -89,10 +93,11 @@ impl Reloader {
         let Some(file) = self.file.clone() else { return Ok(None) };
         let loaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
         let mut config = loaded.map_err(|e| e.to_string())?.map_err(|mistakes| mistakes.to_string())?;
-        let kept = keep_what_lasts(&mut config, &self.running);
+        let kept = keep_what_lasts(&mut config, &self.running, &self.lasts);
         let keys = self.keys(&config).await?;
         let watches = assemble::put_in_force(&config, keys, (&self.gate, &self.pools, &self.lasting));
         self.watches.replace(watches.map_err(|e| e.to_string())?);
+        self.lasts.keep(&config);
         let are_keys_new = config.jwt != self.running.jwt;
         self.running = config;
         if are_keys_new {
@@ -127,8 +132,28 @@ impl Drop for Reloader {
     }
 }
 
+/// What the pools were made with that any configuration since the start has named: they are there to the end, also while no
+/// configuration names them.
+#[derive(Default)]
+struct Lasts {
+    modes: BTreeMap<String, PoolMode>,
+    tenancies: BTreeMap<String, Tenancy>,
+}
+
+impl Lasts {
+    /// A configuration is in force: what it has that was not there before stays.
+    fn keep(&mut self, config: &Config) {
+        for (name, database) in &config.databases {
+            self.modes.entry(name.clone()).or_insert(database.pool_mode);
+        }
+        for (name, role) in &config.roles {
+            self.tenancies.entry(name.clone()).or_insert(role.tenancy);
+        }
+    }
+}
+
 /// What cannot change while the proxy runs stays as it is. Its keys, where the new file has others.
-fn keep_what_lasts(config: &mut Config, running: &Config) -> Vec<&'static str> {
+fn keep_what_lasts(config: &mut Config, running: &Config, lasts: &Lasts) -> Vec<&'static str> {
     let mut kept = Vec::new();
     let mut keep = |key, is_other: bool| {
         if is_other {
@@ -147,18 +172,14 @@ fn keep_what_lasts(config: &mut Config, running: &Config) -> Vec<&'static str> {
     config.context = running.context.clone();
     config.budget_latency = running.budget_latency;
     for (name, database) in &mut config.databases {
-        let Some(now) = running.databases.get(name) else { continue };
-        if database.pool_mode != now.pool_mode {
-            keep("databases.NAME.pool_mode", true);
-            Arc::make_mut(database).pool_mode = now.pool_mode;
-        }
+        let Some(mode) = lasts.modes.get(name).filter(|mode| **mode != database.pool_mode) else { continue };
+        keep("databases.NAME.pool_mode", true);
+        Arc::make_mut(database).pool_mode = *mode;
     }
     for (name, role) in &mut config.roles {
-        let Some(now) = running.roles.get(name) else { continue };
-        if role.tenancy != now.tenancy {
-            keep("roles.NAME.tenancy", true);
-            Arc::make_mut(role).tenancy = now.tenancy;
-        }
+        let Some(tenancy) = lasts.tenancies.get(name).filter(|kept| **kept != role.tenancy) else { continue };
+        keep("roles.NAME.tenancy", true);
+        Arc::make_mut(role).tenancy = *tenancy;
     }
     kept
 }

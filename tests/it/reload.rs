@@ -58,6 +58,37 @@ async fn what_can_change_does_and_nobody_is_dropped() {
     assert_eq!(code(&mut client, "LISTEN x").await, "0A000");
 }
 
+/// A role that is not there for a while comes back to its old pool, which is as it was made.
+#[tokio::test]
+async fn what_comes_back_is_what_it_was() {
+    let database = postgres::shared().database().await;
+    let gate = Gate::with(&database).run().await;
+    let token = gate.token(org(1)).sign();
+    let mut stays = raw(&gate, 1).await;
+    gate.rewrites("[roles.app]", "[roles.elsewhere]");
+    gate.rewrites("[roles.plain]", "[roles.others]");
+    gate.reloads(IN_FORCE).await;
+    assert!(try_connect(&gate, "app", &token).await.is_err());
+    gate.rewrites("[roles.elsewhere]", "[roles.app]");
+    gate.rewrites("[roles.others]", "[roles.plain]");
+    gate.rewrites("tenancy = \"none\"", "tenancy = \"required\"");
+    // The keys of a section are in order: tenancy is the last.
+    let text = std::fs::read_to_string(gate.config().path()).unwrap();
+    let (before, role) = text.split_once("[roles.app]").unwrap();
+    let role = role.replacen("tenancy = \"required\"", "tenancy = \"optional\"", 1);
+    let text = format!("{before}[roles.app]{role}");
+    let text = text.replace("[databases.app]", "[databases.app]\npool_mode = \"session\"");
+    std::fs::write(gate.config().path(), text).unwrap();
+    gate.reloads("these take effect at the next start").await;
+    assert!(gate.log().contains("roles.NAME.tenancy") && gate.log().contains("databases.NAME.pool_mode"));
+    for client in [&mut stays, &mut raw(&gate, 1).await] {
+        assert_eq!(client.query("SELECT DISTINCT body FROM items").await.rows, [[Some("org-1".to_owned())]]);
+        assert_eq!(code(client, "LISTEN x").await, "0A000");
+    }
+    let plain = connect(&gate, "plain", &password_of("plain")).await;
+    assert_eq!(value(&plain, "SELECT 1").await.unwrap().as_deref(), Some("1"));
+}
+
 #[tokio::test]
 async fn a_bad_file_changes_nothing_and_says_why() {
     let database = postgres::shared().database().await;
