@@ -143,8 +143,9 @@ impl Due {
         matches!(self, Due::ParseUnnamed(_) | Due::CloseUnnamed | Due::Unnamed | Due::Query(_))
     }
 
+    /// Bytes of a client's that it holds.
     pub(super) fn text_length(&self) -> usize {
-        match self {
+        let text = match self {
             Due::ParseUnnamed(Some(text)) => text.len(),
             Due::Said(Said::Own(answer)) | Due::Rebind(answer) => answer.len(),
             Due::Parse { statement, .. }
@@ -153,7 +154,8 @@ impl Due {
                 statement.text_and_types.len()
             }
             _ => 0,
-        }
+        };
+        text + self.name().map_or(0, <[u8]>::len)
     }
 
     /// What an SQL-level DEALLOCATE closed by it.

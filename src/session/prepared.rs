@@ -17,11 +17,17 @@ pub const MAX_CLIENT_STATEMENTS: usize = 10_000;
 /// Bytes of their names and texts together.
 pub const MAX_CLIENT_STATEMENT_BYTES: usize = 16 * 1024 * 1024;
 
+/// What a name takes beside its bytes: its places in the table and on the heap.
+const NAME_COSTS: usize = 64;
+
 /// What one client has prepared, whichever servers have it.
 #[derive(Default)]
 pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
     bytes: usize,
+    /// What the names alone take, and that it is counted: unlike texts, they are each client's own.
+    names: usize,
+    names_kept: Kept,
     /// Text and types of the unnamed statement, while it was short enough to be remembered.
     unnamed: Unnamed,
     /// What that takes of the memory for all clients, if it is long.
@@ -35,6 +41,8 @@ pub enum NameRefused {
     Taken,
     /// 54000
     TooMany,
+    /// 53200
+    NoMemory,
 }
 
 /// All clients together have the proxy keep as much as it may.
@@ -52,6 +60,7 @@ impl NameRefused {
                 Sqlstate::DUPLICATE_STATEMENT,
                 format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name)),
             ),
+            Self::NoMemory => no_memory(),
             Self::TooMany => {
                 Report::new(Sqlstate::LIMIT_EXCEEDED, "too many or too long prepared statements")
                     .hint("Close statements that are no longer used.")
@@ -73,6 +82,9 @@ impl ClientStatements {
         if self.named.len() >= MAX_CLIENT_STATEMENTS || bytes > MAX_CLIENT_STATEMENT_BYTES {
             return Err(NameRefused::TooMany);
         }
+        if !self.names_kept.becomes(self.names + name.len() + NAME_COSTS) {
+            return Err(NameRefused::NoMemory);
+        }
         self.put_back(name.into(), statement);
         Ok(())
     }
@@ -86,6 +98,8 @@ impl ClientStatements {
     pub fn close(&mut self, name: &[u8]) -> Option<(Box<[u8]>, Arc<Statement>)> {
         let closed = self.named.remove_entry(name)?;
         self.bytes -= closed.0.len() + closed.1.text_and_types.len();
+        self.names -= closed.0.len() + NAME_COSTS;
+        self.names_kept.becomes(self.names);
         Some(closed)
     }
 
@@ -96,7 +110,8 @@ impl ClientStatements {
                 Deallocated { names: self.close(name).into_iter().collect(), ..Deallocated::default() }
             }
             Deallocates::All => {
-                self.bytes = 0;
+                (self.bytes, self.names) = (0, 0);
+                self.names_kept.becomes(0);
                 let names = self.named.drain().collect();
                 Deallocated { names, on_server: server.drops_statements(), all: true }
             }
@@ -123,9 +138,12 @@ impl ClientStatements {
     pub fn put_back(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
         let name_length = name.len();
         self.bytes += name_length + statement.text_and_types.len();
+        self.names += name_length + NAME_COSTS;
         if let Some(replaced) = self.named.insert(name, statement) {
             self.bytes -= name_length + replaced.text_and_types.len();
+            self.names -= name_length + NAME_COSTS;
         }
+        self.names_kept.becomes_anyway(self.names);
     }
 
     /// Remembers the unnamed statement, so that it follows the client to another server; none when it is too long.

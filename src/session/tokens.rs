@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, BytesMut};
 
-use super::permitted;
+use super::{permitted, prepared};
+use crate::pool::budget::{self, Kept};
 use crate::tenancy::token_command::{self, Form, Given, Misplaced, TokenCommand, TokenText};
 use crate::wire::frame::{HEADER, Header, split_cstr};
 use crate::wire::report::{Report, Sqlstate};
@@ -26,18 +27,19 @@ const BOOL: u32 = 16;
 pub struct TokenStatements {
     unnamed: Option<Prepared>,
     named: BTreeMap<Box<[u8]>, Prepared>,
-    portals: BTreeMap<Box<[u8]>, Asked>,
+    portals: BTreeMap<Box<[u8]>, (Asked, Kept)>,
     /// Another setting that the last message is about to change.
     pub(super) other: Option<Vec<u8>>,
 }
 
 /// A token command, and the types that its client gave for parameters.
-#[derive(Clone)]
 struct Prepared {
     command: Arc<TokenCommand>,
     types: Arc<[u32]>,
     /// Which setting it is of is told by its parameters, and the server has it.
     is_on_server: bool,
+    /// How much of the memory for all clients: nothing has verified that what it has for a token is one.
+    _kept: Kept,
 }
 
 /// A token command that is executed.
@@ -91,7 +93,7 @@ impl TokenStatements {
             tag::CLOSE => self.close(here),
             tag::EXECUTE => {
                 let (portal, _) = split_cstr(here)?;
-                self.portals.get(portal).cloned().map(Meaning::Asked)
+                self.portals.get(portal).map(|(asked, _)| Meaning::Asked(asked.clone()))
             }
             _ => None,
         }
@@ -157,7 +159,10 @@ impl TokenStatements {
         let types = split_cstr(text).and_then(|(_, types)| read_types(types));
         let Some(types) = types else { return Some(Meaning::Wrong(Violation::Malformed(tag::PARSE).into())) };
         let is_on_server = has_context && command.name.is_some();
-        let prepared = Prepared { command: Arc::new(command), types, is_on_server };
+        let Some(kept) = counted(name, here.len()) else {
+            return (!is_on_server).then(|| Meaning::Wrong(prepared::no_memory()));
+        };
+        let prepared = Prepared { command: Arc::new(command), types, is_on_server, _kept: kept };
         if name.is_empty() {
             self.unnamed = Some(prepared);
         } else if self.named.len() < MAX_NAMES && name.len() <= permitted::MAX_NAME {
@@ -227,7 +232,12 @@ impl TokenStatements {
         if self.portals.len() >= MAX_NAMES || portal.len() > permitted::MAX_NAME {
             return Some(Meaning::Wrong(Report::new(Sqlstate::LIMIT_EXCEEDED, "too many portals")));
         }
-        self.portals.insert(portal.into(), asked);
+        // Where the token is a constant, the portal has another copy of it.
+        let token = if let Given::Constant(token) = &asked.value { token.expose().len() } else { 0 };
+        let Some(kept) = counted(portal, here.len().max(token)) else {
+            return Some(Meaning::Wrong(prepared::no_memory()));
+        };
+        self.portals.insert(portal.into(), (asked, kept));
         Some(said(|out| out.put_slice(b"2\0\0\0\x04")))
     }
 
@@ -240,7 +250,7 @@ impl TokenStatements {
                 describe_result(&prepared.command.form, out);
             }));
         }
-        let asked = self.portals.get(name)?;
+        let (asked, _) = self.portals.get(name)?;
         Some(said(|out| describe_result(&asked.form, out)))
     }
 
@@ -317,6 +327,12 @@ impl Asked {
         };
         Some(Self { value, is_local, is_simple: false, form: command.form.clone() })
     }
+}
+
+/// Counts what a statement or portal of this name keeps; a short one without a name is less than its client's buffers.
+fn counted(name: &[u8], bytes: usize) -> Option<Kept> {
+    let is_counted = !name.is_empty() || bytes > budget::UNCOUNTED;
+    if is_counted { budget::keep(bytes) } else { Some(Kept::default()) }
 }
 
 fn said(write: impl FnOnce(&mut BytesMut)) -> Meaning {

@@ -64,6 +64,46 @@ async fn all_clients_together_keep_no_more_than_they_may() {
     .await;
 }
 
+/// Names of one shared text, and commands with what nobody has verified to be a token, are each client's own.
+#[tokio::test]
+async fn names_and_token_commands_are_kept_in_the_same_memory() {
+    let database = postgres::shared().database().await;
+    let token = |n: usize| format!("SET pgtenant.token = '{n}{}'", "x".repeat(30_000));
+    let name = |n: usize| format!("{n:01000}");
+    for (count, of, text) in [(9_000, 4, None), (60, 12, Some(token))] {
+        let sql = |n: usize| text.map_or("SELECT 1".to_owned(), |text| text(n));
+        let gate = Gate::with(&database).set("listen", "max_kept", "\"16MiB\"").run().await;
+        let (mut clients, mut kept, mut refused) = (Vec::new(), 0, 0);
+        for _ in 0..of {
+            let mut client = raw(&gate, 1).await;
+            let names: Vec<usize> = (0..count).collect();
+            for names in names.chunks(count / 30) {
+                let parses = names.iter().flat_map(|n| parse(&name(*n), &sql(*n)));
+                client.send(&parses.chain(sync()).collect::<Vec<_>>()).await;
+                match client.answer().await.error {
+                    None => kept += names.len(),
+                    Some((code, said)) => {
+                        assert_eq!(code, "53200", "{said}");
+                        refused += 1;
+                        break;
+                    }
+                }
+            }
+            clients.push(client);
+        }
+        assert!(kept > count && refused >= 2, "{kept} {refused} of {count}");
+        // What is closed makes room, for others as well.
+        let (first, rest) = clients.split_first_mut().unwrap();
+        let closing = (0..count).flat_map(|n| close(&name(n))).chain(sync());
+        first.send(&closing.collect::<Vec<_>>()).await;
+        first.answer().await;
+        let last = rest.last_mut().unwrap();
+        last.send(&[parse(&name(count), &sql(count)), sync()].concat()).await;
+        assert_eq!(last.answer().await.error, None);
+        assert_eq!(last.query("SELECT 1").await.error, None);
+    }
+}
+
 /// Those who come too many wait in the system's queue, and are served when others leave.
 #[tokio::test]
 async fn without_file_descriptors_nobody_is_lost_and_nothing_spins() {
