@@ -242,6 +242,10 @@ fn unprepared(dialer: &Dialer, unclean: &Unclean) -> DialError {
     let (address, reason) = (dialer.address(), unclean.to_string());
     match unclean {
         Unclean::Gone(_) => DialError::Unreachable { address, reason },
+        // On its way down: it may come back.
+        Unclean::Refused(report) if report.code.starts_with("57P") => {
+            DialError::Unreachable { address, reason }
+        }
         _ => DialError::Unsupported { address, reason },
     }
 }
