@@ -167,7 +167,6 @@ impl<'a> Turn<'a> {
 
     /// Carries bytes both ways until the transaction is over or one side fails.
     pub async fn run(&mut self) -> End {
-        let mut has_spoken = true;
         loop {
             if let Err(report) = self.carry() {
                 return self.failed(report);
@@ -175,11 +174,11 @@ impl<'a> Turn<'a> {
             if let Some(end) = self.ended() {
                 return end;
             }
-            self.notes_silence(has_spoken);
-            has_spoken = false;
             match poll_fn(|cx| self.poll_event(cx)).await {
                 Event::Client => {
-                    has_spoken = true;
+                    if let Some(limits) = &mut self.limits {
+                        limits.client_spoke();
+                    }
                     self.clock.client_spoke(self.server.ledger().is_waiting());
                 }
                 Event::Server => match self.hear() {
@@ -294,11 +293,6 @@ impl<'a> Turn<'a> {
         if let Some(report) = self.is_revoked() {
             return Poll::Ready(Event::Ends(report));
         }
-        if let Some(limits) = &mut self.limits
-            && let Poll::Ready(report) = limits.poll(cx)
-        {
-            return Poll::Ready(Event::Ends(report));
-        }
         if let Some(late) = &mut self.late
             && late.as_mut().poll(cx).is_ready()
         {
@@ -310,6 +304,10 @@ impl<'a> Turn<'a> {
         // What waits for room may be all that the client has to say: nobody else would wake it.
         if was_full && self.server.outgoing().len() < HIGH_WATER {
             return Poll::Ready(Event::Client);
+        }
+        // Only now: whose turn it is to speak depends on what PostgreSQL has got.
+        if let Poll::Ready(report) = self.poll_limits(cx) {
+            return Poll::Ready(Event::Ends(report));
         }
         let was_kept = self.client.outgoing.len() >= HIGH_WATER;
         match self.poll_send_client(cx) {

@@ -256,7 +256,10 @@ async fn who_holds_a_server_and_is_silent_is_idle_whatever_it_has_begun() {
         .into_iter()
         .enumerate()
         {
-            let (mut client, began) = (raw(&gate, 1).await, Instant::now());
+            // Also on a server that says nothing more of its own.
+            let mut client = raw(&gate, 1).await;
+            assert_eq!(client.query("SELECT 1").await.error, None);
+            let began = Instant::now();
             client.send(&silent).await;
             let (code, said) = client.expect_error().await;
             // Not known: behind an unread half what was executed and not answered, and what session mode does not read.

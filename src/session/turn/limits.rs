@@ -16,6 +16,8 @@ pub(super) struct TimeLimits {
     idle: Duration,
     begun: Instant,
     idle_since: Option<Instant>,
+    /// Bytes of the client's arrived since it was last looked at whether it is idle.
+    has_spoken: bool,
     /// PostgreSQL was asked for the answers that it may keep back, since its client spoke last.
     pub(super) has_asked: bool,
     /// When this is looked at again, at the latest.
@@ -30,7 +32,15 @@ impl TimeLimits {
             (or_none(limits.transaction_time), or_none(limits.idle_in_transaction_time));
         let is_limited = transaction.min(idle) < Duration::MAX;
         is_limited.then(|| {
-            Box::new(Self { transaction, idle, begun: now, idle_since: None, has_asked: false, alarm: None })
+            Box::new(Self {
+                transaction,
+                idle,
+                begun: now,
+                idle_since: None,
+                has_spoken: false,
+                has_asked: false,
+                alarm: None,
+            })
         })
     }
 
@@ -51,15 +61,16 @@ impl TimeLimits {
         (self.begun, self.idle_since) = (now, None);
     }
 
-    /// The client goes on with what it has begun to say.
-    pub(super) fn goes_on(&mut self) {
-        (self.idle_since, self.has_asked) = (None, false);
+    /// Bytes of the client's arrived.
+    pub(super) fn client_spoke(&mut self) {
+        (self.has_spoken, self.has_asked) = (true, false);
     }
 
-    /// Whether the server waits for what its client will say.
-    pub(super) fn is_idle(&mut self, is_idle: bool) {
+    /// Whether the server waits for what its client will say; and whether that counts as going on, where it says something.
+    pub(super) fn is_idle(&mut self, is_idle: bool, goes_on: bool) {
+        let is_again = std::mem::take(&mut self.has_spoken) && goes_on;
         self.idle_since = match self.idle_since {
-            since @ Some(_) if is_idle => since,
+            since @ Some(_) if is_idle && !is_again => since,
             _ => is_idle.then(Instant::now),
         };
     }
@@ -134,10 +145,18 @@ mod tests {
         assert_eq!(both.judge(at(12)), Ok(Some(at(14))));
         assert_eq!(both.judge(at(14)).unwrap_err().code, Sqlstate::IDLE_IN_TRANSACTION);
         // It goes on waiting from when it began to.
-        both.is_idle(true);
+        both.is_idle(true, true);
         assert_eq!(both.idle_since, Some(at(11)));
-        both.is_idle(false);
+        both.is_idle(false, false);
         assert_eq!(both.judge(at(14)), Ok(Some(at(19))));
+        // Only who goes on is idle anew.
+        both.idle_since = Some(at(11));
+        both.client_spoke();
+        both.is_idle(true, false);
+        assert_eq!(both.idle_since, Some(at(11)));
+        both.client_spoke();
+        both.is_idle(true, true);
+        assert_ne!(both.idle_since, Some(at(11)));
         // Under several, the stricter of each.
         let mut several = None;
         TimeLimits::narrow(&mut several, &limits(0, 0), start);

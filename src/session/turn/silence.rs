@@ -1,13 +1,21 @@
 //! A server that is held while its client is silent, whose turn it is to speak: what `idle_in_transaction_time` limits.
 
+use std::task::{Context, Poll};
+
 use super::Turn;
 use crate::pool::ledger::Speaks;
 use crate::wire::report::{Report, Sqlstate};
 use crate::wire::speak;
 
 impl Turn<'_> {
-    /// Whether it is the client's turn to speak. `has_spoken`: bytes of its own came since this was last asked.
-    pub(super) fn notes_silence(&mut self, has_spoken: bool) {
+    /// Ready when the transaction has taken too long, or its client has been silent for too long: what that is told.
+    pub(super) fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Report> {
+        self.notes_silence();
+        self.limits.as_mut().map_or(Poll::Pending, |limits| limits.poll(cx))
+    }
+
+    /// Whether it is the client's turn to speak.
+    fn notes_silence(&mut self) {
         if self.limits.is_none() {
             return;
         }
@@ -20,14 +28,12 @@ impl Turn<'_> {
         // Who says something small (a Flush) in a transaction is as idle as before.
         let goes_on = is_streaming || is_collecting || ledger.is_in_copy() || speaks == Speaks::ServerIfAsked;
         if let Some(limits) = &mut self.limits {
-            if has_spoken && goes_on {
-                limits.goes_on();
-            }
-            limits.is_idle(match speaks {
+            let is_idle = match speaks {
                 Speaks::Server => false,
                 Speaks::ServerIfAsked => !limits.has_asked,
                 Speaks::Client => true,
-            });
+            };
+            limits.is_idle(is_idle, goes_on);
         }
     }
 
