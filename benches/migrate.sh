@@ -10,7 +10,7 @@ usage: benches/migrate.sh [--rows N] [--clients N] [--seconds N] [--pgtenant PAT
 
   --rows N         rows of the large table (10000000)
   --clients N      of pgbench: 8 of 14 statements read a row, 2 a list, 3 change a row, 1 adds one (8)
-  --seconds N      how long throughput is measured before (30)
+  --seconds N      how long throughput is measured before, and after (30)
   --pgtenant PATH  pgtenant (target/release/pgtenant, built if it is missing)
   --pg-bin DIR     PostgreSQL's programs (PGTENANT_PG_BIN, PATH, /usr/lib/postgresql/*/bin)
   --out FILE       also write the report to FILE
@@ -140,7 +140,9 @@ sleep 5
 from=$(now)
 pg apply --no-backup >"$work/err" 2>&1 || die "migrate apply failed"
 to=$(now)
-sleep 2
+say "after: $seconds s"
+sleep "$seconds"
+after=$(now)
 kill -0 "$bench_pid" 2>/dev/null || say "all clients of pgbench ended, by errors"
 stop "$bench_pid" TERM
 bench_pid=''
@@ -162,6 +164,7 @@ mapfile -t figures < <(
   done | spans during
 )
 read -r tps_of_all most_of_all < <(spans during <<<"$from $to $to")
+read -r tps_after most_after < <(spans during <<<"$to $after $after")
 report() {
   local i title changed begun ended tps most
   printf '## A table of %s rows finds its organizations, under load\n\n' "$rows"
@@ -179,6 +182,7 @@ report() {
     awk -v took="$(took "$begun" "$ended")" -v most="$most" -v held="$HELD" 'BEGIN { exit !(took > 1 || most > held) }' || continue
     printf '| %s | %s | %s | %s | %s | %s |\n' "$title" "$(took "$begun" "$ended")" "$changed" "$tps" "$(ratio "$tps")" "$most"
   done
+  printf '| after | %s | - | %s | %s | %s |\n' "$seconds" "$tps_after" "$(ratio "$tps_after")" "$most_after"
   printf '\nStatements that failed: %s (goal: none). Longest statement: %s ms (goal: 200). ' "$errors" "$most_of_all"
   printf 'Throughput while rows are moved: see its line (goal: 0.7 of before).\n'
 }

@@ -140,7 +140,9 @@ pub(super) fn audit(one: &Tenanted<'_>, moves: &mut Moves) {
 fn defaults(design: &Design<'_>, moves: &mut Moves) {
     let legacy = &design.treatment.roles.legacy;
     let mut sql = row_defaults(design, legacy);
-    for role in legacy {
+    // Owners too: what they write is written by functions with their rights, and triggers, that legacy roles call.
+    let owners = design.tables.iter().map(|one| &one.table.owner).filter(|_| !legacy.is_empty());
+    for role in legacy.iter().chain(owners).collect::<BTreeSet<_>>() {
         let role = ident(role);
         sql.push(format!("GRANT USAGE ON SCHEMA pgtenant TO {role}"));
         sql.push(format!(

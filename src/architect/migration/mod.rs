@@ -165,8 +165,8 @@ pub fn growth(design: &Design<'_>) -> u64 {
 /// million rows): an idea of it, no promise.
 pub fn takes(design: &Design<'_>, one: &Tenanted<'_>) -> u64 {
     // Rows a second.
-    const MOVED: i64 = 9_000;
-    const LOOKED_AT: i64 = 500_000;
+    const MOVED: i64 = 5_000;
+    const LOOKED_AT: i64 = 20_000;
     const INDEXED: i64 = 900_000;
     const REFERRED: i64 = 220_000;
     let of = |table: &crate::architect::names::Name| i64::from(*table == one.table.name);

@@ -42,7 +42,7 @@ COMMENT ON TABLE pgtenant.migration_promises IS 'What isolation rests on, as it 
 CREATE TABLE IF NOT EXISTS pgtenant.migration_pace (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     pause    float8 NOT NULL DEFAULT 0,
-    nice     float8 NOT NULL DEFAULT 1.5
+    nice     float8 NOT NULL DEFAULT 3
 );
 COMMENT ON TABLE pgtenant.migration_pace IS 'Between two batches: seconds, which pgtenant migrate apply sets where standbys or others suffer, and as many times as long as the last one took.';
 INSERT INTO pgtenant.migration_pace DEFAULT VALUES ON CONFLICT DO NOTHING;

@@ -7,7 +7,7 @@ use super::desk::{Desk, assert_same, dumped};
 use super::{EVENTS, shop};
 use crate::commands::assert_one_sentence;
 use crate::harness::client;
-use crate::harness::postgres;
+use crate::harness::postgres::{self, Shared};
 
 /// Whoever is given to another account while a batch looks whose rows are takes them along: they never belong to the former one.
 #[tokio::test]
@@ -94,6 +94,43 @@ async fn an_old_default_is_the_legacy_roles_until_the_cut_over() {
     refused(database.direct("app").await).await;
     desk.done("apply", &["--cut-over"]);
     refused(database.direct("reports").await).await;
+    desk.done("rollback", &[]);
+    assert_same(&before, &dumped(&database).await, 15);
+}
+
+/// What a legacy role does by a function with its owner's rights, whom nobody signs in as, goes on.
+#[tokio::test]
+async fn functions_with_their_owners_rights_go_on() {
+    let shared = Shared::start(&pgtenant::cli::demo::throwaway::Options::default());
+    let database = shared.empty_database().await;
+    let admin = database.admin().await;
+    admin
+        .batch_execute(
+            "CREATE ROLE proprietor NOLOGIN;
+             CREATE TABLE accounts (id bigint PRIMARY KEY, name text NOT NULL);
+             CREATE TABLE letters (id bigint PRIMARY KEY, account_id bigint NOT NULL REFERENCES accounts, body text NOT NULL);
+             CREATE TABLE readings (letter bigint NOT NULL REFERENCES letters, who text NOT NULL);
+             INSERT INTO accounts VALUES (1, 'one'), (2, 'two');
+             INSERT INTO letters SELECT n, 1 + n % 2, 'letter ' || n FROM generate_series(1, 10) AS n;
+             ALTER TABLE accounts OWNER TO proprietor; ALTER TABLE letters OWNER TO proprietor; ALTER TABLE readings OWNER TO proprietor;
+             CREATE FUNCTION is_read() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS
+                 $$ BEGIN INSERT INTO readings (letter, who) VALUES (NEW.id, session_user); RETURN NULL; END $$;
+             ALTER FUNCTION is_read() OWNER TO proprietor;
+             CREATE TRIGGER is_read AFTER UPDATE ON letters FOR EACH ROW EXECUTE FUNCTION is_read();
+             GRANT SELECT, UPDATE ON letters TO reports",
+        )
+        .await
+        .unwrap();
+    let before = dumped(&database).await;
+    let desk = Desk::at(&database);
+    desk.done("plan", &[]);
+    desk.done("apply", &["--no-backup"]);
+    let legacy = database.direct("reports").await;
+    legacy.batch_execute("UPDATE letters SET body = 'read' WHERE id = 3").await.unwrap();
+    let whose = "SELECT organization_id FROM readings WHERE who = 'reports'";
+    assert_eq!(client::value(&admin, whose).await.unwrap().as_deref(), Some("2"));
+    legacy.batch_execute("UPDATE letters SET body = 'letter 3' WHERE id = 3").await.unwrap();
+    admin.batch_execute("DELETE FROM readings").await.unwrap();
     desk.done("rollback", &[]);
     assert_same(&before, &dumped(&database).await, 15);
 }
