@@ -47,8 +47,6 @@ for name in "${!PG@}"; do [[ $name == PGTENANT* ]] || unset "$name"; done
 find_postgres
 [[ -n $pgtenant ]] || pgtenant=$(built pgtenant bin pgtenant)
 
-start_cluster -c fsync=off -c max_locks_per_transaction=512
-
 # application, package, files of its schema and first data, in order
 applications=(
   "zabbix|zabbix-server-pgsql|usr/share/zabbix-server-pgsql/schema.sql.gz usr/share/zabbix-server-pgsql/images.sql.gz usr/share/zabbix-server-pgsql/data.sql.gz"
@@ -57,6 +55,12 @@ applications=(
   "powerdns|pdns-backend-pgsql|usr/share/pdns-backend-pgsql/schema/schema.pgsql.sql"
   "icingadb|icingadb|usr/share/icingadb/schema/pgsql/schema.sql"
 )
+
+for name in $only; do
+  [[ " $(printf '%s ' "${applications[@]%%|*}")" == *" $name "* ]] || die "--only $name: there are ${applications[*]%%|*}" 2
+done
+
+start_cluster -c fsync=off -c max_locks_per_transaction=512
 
 dump() { # database
   PGPASSWORD=$password "$pg_bin/pg_dump" --no-owner -h 127.0.0.1 -p "$port" -U admin -d "$1" | grep -v '^\\\(un\)\?restrict'

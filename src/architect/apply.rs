@@ -196,11 +196,12 @@ async fn run(
             Err(error) => error,
         };
         let _ = client.batch_execute("ROLLBACK").await;
-        if step.how == How::Batches {
-            let now = ledger::position(client, &step.id).await?;
-            if now != place {
-                (deadline, pause, place) = (Instant::now() + LOCK_PATIENCE, FIRST_PAUSE, now);
-            }
+        // Where PostgreSQL is gone, the step's own failure is what is told.
+        if step.how == How::Batches
+            && let Ok(now) = ledger::position(client, &step.id).await
+            && now != place
+        {
+            (deadline, pause, place) = (Instant::now() + LOCK_PATIENCE, FIRST_PAUSE, now);
         }
         if !is_worth_a_try(&failed) || Instant::now() > deadline {
             return Err(ApplyError::Failed {

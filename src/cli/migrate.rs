@@ -60,7 +60,8 @@ pub(super) enum Action {
         #[command(flatten)]
         at: At,
     },
-    /// Whether everything that was promised is there, and whether something came since that has no tenant (exit code 1).
+    /// Whether everything that was promised is there and as it was, policies, rights, keys and views included, and whether something
+    /// came since that has no tenant (exit code 1).
     #[command(
         after_help = "Example:\n  pgtenant migrate verify --database postgres://postgres@localhost/app || exit 1"
     )]

@@ -25,7 +25,17 @@ impl Pool {
             // More than there may be, or all of them.
             let surplus =
                 if leads_elsewhere { open } else { state.open.saturating_sub(limits.size).min(open) };
-            state.idle.drain(..surplus).collect()
+            let surplus = state.idle.drain(..surplus).collect();
+            // Who waits may have what lies there, if it may hold more than before.
+            state.waiting.bound(limits.per_organization);
+            if !state.is_paused {
+                let idle = std::mem::take(&mut state.idle);
+                let left =
+                    idle.into_iter().filter_map(|server| state.waiting.hand(server, self.charges(), None));
+                let left = left.collect();
+                state.idle = left;
+            }
+            surplus
         };
         close(idle);
         self.open_for_waiting(&mut self.lock(), shard);

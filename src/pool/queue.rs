@@ -137,6 +137,12 @@ impl Queue {
         turn
     }
 
+    /// Organizations may hold so many servers from now on.
+    pub(super) fn bound(&mut self, servers: usize) {
+        let now = self.nanos(Instant::now());
+        self.shares.bound(servers, now);
+    }
+
     /// How long the first of all who wait has waited.
     pub(super) fn oldest(&self) -> Duration {
         let waiting = self.lines.values().flat_map(|line| line.projects.values().flatten());

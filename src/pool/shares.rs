@@ -190,6 +190,18 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         self.list(at, now);
     }
 
+    /// Flows that may hold a certain number of servers may hold so many from now on, those that wait already included.
+    pub fn bound(&mut self, servers: usize, now: Nanos) {
+        let now = self.served(now);
+        for at in self.index.values().copied().collect::<Vec<_>>() {
+            let share = &mut self.flows[at].share;
+            if share.servers != usize::MAX && share.servers != servers {
+                share.servers = servers;
+                self.list(at, now);
+            }
+        }
+    }
+
     /// Servers that a flow holds.
     pub fn holds(&self, key: &K) -> usize {
         self.index.get(key).map_or(0, |&at| self.flows[at].holds)

@@ -97,8 +97,50 @@ async fn of_two_that_want_everything_each_has_its_weight() {
     let turns = [first.done() - before[0], second.done() - before[1]];
     let ratio = turns[1] as f64 / turns[0] as f64;
     assert!((3.2..5.2).contains(&ratio), "{turns:?}");
+    // Another weight holds for those who are there.
+    gate.rewrites("weight = 4", "weight = 1");
+    gate.reloads(crate::reload::IN_FORCE).await;
+    let before = [first.done(), second.done()];
+    crate::harness::eventually("200 turns", async || {
+        (first.done() + second.done() >= before[0] + before[1] + 200).then_some(())
+    })
+    .await;
+    let turns = [first.done() - before[0], second.done() - before[1]];
+    let ratio = turns[1] as f64 / turns[0] as f64;
+    assert!((0.7..1.5).contains(&ratio), "{turns:?}");
     first.ends().await;
     second.ends().await;
+}
+
+/// Who waits already may hold more servers as soon as the configuration says so: those that are idle, and new ones.
+#[tokio::test]
+async fn a_bound_that_is_raised_is_so_for_who_waits() {
+    let database = postgres::shared().database().await;
+    let setup = Gate::with(&database).pool_size(4).set("databases.app.pool", "per_organization", "1");
+    let gate = setup.run().await;
+    // A server that lies idle, of another organization.
+    let (other, more) = (member(&gate, 2).await, member(&gate, 3).await);
+    let both = async |sql: &str| tokio::join!(other.batch_execute(sql), more.batch_execute(sql));
+    let (first, second) = both("SELECT pg_sleep(0.1)").await;
+    first.and(second).unwrap();
+    let mut asks = Vec::new();
+    for _ in 0..4 {
+        let client = member(&gate, 1).await;
+        asks.push(tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(2)").await }));
+    }
+    in_line(&gate, 3).await;
+    gate.rewrites("per_organization = 1", "per_organization = 4");
+    gate.reloads(crate::reload::IN_FORCE).await;
+    let admin = database.admin().await;
+    let naps = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(2)%' AND state = 'active' \
+                AND pid <> pg_backend_pid() AND datname = current_database()";
+    crate::harness::eventually("all of them", async || {
+        (value(&admin, naps).await.unwrap().as_deref() == Some("4")).then_some(())
+    })
+    .await;
+    for ask in asks {
+        ask.await.unwrap().unwrap();
+    }
 }
 
 /// The longer transactions are no more of them than their time allows.

@@ -51,6 +51,20 @@ async fn what_can_change_does_and_nobody_is_dropped() {
     // A user that is not there any more does not sign in; who is connected stays.
     assert_eq!(plain().await.err().unwrap().as_db_error().unwrap().code().code(), "28P01");
     assert_eq!(code(&mut client, "COMMIT").await, "");
+    // Of whoever is connected, from its next transaction on.
+    gate.rewrites("transaction_time = \"1h\"", "transaction_time = \"1h\"\nqueries_per_second = 1");
+    gate.reloads(IN_FORCE).await;
+    let mut codes = Vec::new();
+    for _ in 0..5 {
+        codes.push(code(&mut client, "SELECT 1").await);
+    }
+    assert!(codes.contains(&"53400".to_owned()), "{codes:?}");
+    gate.rewrites("queries_per_second = 1", "idle_in_transaction_time = \"200ms\"");
+    gate.reloads(IN_FORCE).await;
+    let mut idle = raw(&gate, 1).await;
+    assert_eq!(code(&mut idle, "BEGIN").await, "");
+    assert_eq!(idle.expect_error().await.0, "25P03");
+    gate.rewrites("idle_in_transaction_time = \"200ms\"\n", "");
     // What cannot change is named, and stays.
     gate.rewrites("[databases.app]", "[databases.app]\npool_mode = \"session\"");
     gate.reloads("these take effect at the next start").await;

@@ -5,7 +5,7 @@ WITH ours AS (
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
 ), relations AS (
     SELECT c.*, format('%I.%I', o.nspname, c.relname) AS named FROM pg_class AS c JOIN ours AS o ON o.oid = c.relnamespace
-    WHERE c.relpersistence <> 't' AND c.relname !~ '^migration_'
+    WHERE c.relpersistence <> 't' AND NOT (o.nspname = 'pgtenant' AND c.relname ~ '^migration_')
 ), application AS (
     SELECT r.* FROM pg_roles AS r WHERE r.rolname = ANY ($1)
 )

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::desk::{Desk, assert_same, dumped};
-use super::{EVENTS, shop};
+use super::{EVENTS, agency_at_work, shop};
 use crate::commands::assert_one_sentence;
 use crate::harness::client;
 use crate::harness::postgres::{self, Shared};
@@ -12,13 +12,8 @@ use crate::harness::postgres::{self, Shared};
 /// Whoever is given to another account while a batch looks whose rows are takes them along: they never belong to the former one.
 #[tokio::test]
 async fn who_is_given_away_meanwhile_takes_the_rows_along() {
-    let database = postgres::shared().empty_database().await;
+    let database = agency_at_work().await;
     let admin = database.admin().await;
-    admin.batch_execute(include_str!("agency.sql")).await.unwrap();
-    admin
-        .batch_execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO reports")
-        .await
-        .unwrap();
     let desk = Desk::at(&database);
     desk.run("plan", &[]);
     desk.edit("[tables.\"public.events\"]\nscope = \"unknown\"", EVENTS);

@@ -263,6 +263,7 @@ async fn corrected_rows_are_found_when_it_goes_on() {
 async fn what_was_changed_since_is_found() {
     let sql =
         "CREATE TABLE orders (id bigint PRIMARY KEY, user_id bigint NOT NULL REFERENCES users, note text);
+        CREATE TABLE migration_notes (id bigint PRIMARY KEY, user_id bigint NOT NULL REFERENCES users);
         CREATE VIEW recent AS SELECT * FROM orders;
         INSERT INTO orders SELECT n, 1 + n % 20, 'note' FROM generate_series(1, 100) AS n;";
     let (database, desk) = laid(postgres::shared(), sql).await;
@@ -277,6 +278,11 @@ async fn what_was_changed_since_is_found() {
             "ALTER POLICY tenant_floor ON orders USING (organization_id = (SELECT pgtenant.organization_id())) \
              WITH CHECK (organization_id = (SELECT pgtenant.organization_id()))",
             "policy tenant_floor on public.orders was changed",
+        ),
+        (
+            "CREATE POLICY more ON migration_notes USING (true)",
+            "DROP POLICY more ON migration_notes",
+            "policy more on public.migration_notes came later",
         ),
         (
             "CREATE POLICY more ON orders USING (true)",
