@@ -95,6 +95,8 @@ BEGIN
             pgtenant_begun := clock_timestamp();
             SET LOCAL session_replication_role = replica; -- nobody's triggers: nothing but this column changes
             SET LOCAL plan_cache_mode = force_custom_plan;
+            SET LOCAL enable_seqscan = off; -- nor is the rest of the table read
+            SET LOCAL jit = off;
 {batch}
             UPDATE pgtenant.migration_steps SET position = pgtenant_at, rows = rows + pgtenant_changed WHERE id = '{id}';
             COMMIT;
@@ -125,32 +127,37 @@ END
         };
         let kind = |n: usize| self.one.table.column(&key[n]).map_or("text", |column| column.kind.as_str());
         let own = numbered(&|_, name| format!("{this}.{name}"));
+        // Between two keys, so that however large a batch is, its rows are found by the index.
         let batch = format!(
             "            WITH pgtenant_batch AS MATERIALIZED (
                 SELECT {select} FROM {rows} AS {this}
-                WHERE pgtenant_at IS NULL OR ({own}) > ({typed})
+                WHERE pgtenant_at IS NULL OR ({own}) > ({at})
                 ORDER BY {own} LIMIT pgtenant_size
-            ), pgtenant_done AS (
+            )
+            SELECT (SELECT count(*) FROM pgtenant_batch) < pgtenant_size,
+                coalesce((SELECT jsonb_build_object({record}) FROM pgtenant_batch ORDER BY {last} LIMIT 1), pgtenant_at)
+                INTO pgtenant_is_last, pgtenant_to;
+            WITH pgtenant_done AS (
                 UPDATE {rows} AS {this} SET {column} = {value}
-                FROM pgtenant_batch WHERE ({own}) = ({batch}) AND {wrong}
+                WHERE (pgtenant_at IS NULL OR ({own}) > ({at})) AND ({own}) <= ({to}) AND {wrong}
                 RETURNING {this}.{column} AS pgtenant_new
             )
-            SELECT (SELECT count(*) FROM pgtenant_batch) < pgtenant_size, (SELECT count(pgtenant_new) FROM pgtenant_done),
-                coalesce((SELECT jsonb_build_object({record}) FROM pgtenant_batch ORDER BY {last} LIMIT 1), pgtenant_at)
-                INTO pgtenant_is_last, pgtenant_changed, pgtenant_at;",
+            SELECT count(pgtenant_new) INTO pgtenant_changed FROM pgtenant_done;
+            pgtenant_at := pgtenant_to;",
             rows = self.rows,
             column = self.column,
             value = self.value,
             wrong = self.wrong,
             select = numbered(&|n, name| format!("{this}.{name} AS pgtenant_{n}")),
             // As text: JSON has no arrays, ranges or times that could be read back.
-            typed = numbered(&|n, _| format!("(pgtenant_at ->> '{n}')::{}", kind(n))),
-            batch = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n}")),
+            at = numbered(&|n, _| format!("(pgtenant_at ->> '{n}')::{}", kind(n))),
+            to = numbered(&|n, _| format!("(pgtenant_to ->> '{n}')::{}", kind(n))),
             record = numbered(&|n, _| format!("'{n}', pgtenant_batch.pgtenant_{n}::text")),
             last = numbered(&|n, _| format!("pgtenant_batch.pgtenant_{n} DESC")),
         );
-        let declared = "    pgtenant_size integer := 500;\n    pgtenant_least integer := 100;\n".to_owned();
-        (declared, String::new(), batch)
+        let declared =
+            "    pgtenant_size integer := 500;\n    pgtenant_least integer := 100;\n    pgtenant_to jsonb;\n";
+        (declared.to_owned(), String::new(), batch)
     }
 
     /// Rows that cannot be told apart are found by where they lie (`ctid`), without sorting them.
