@@ -240,9 +240,6 @@ impl Desk {
             hunter.kills(&mut child).await;
             let rest: Vec<_> = lines.map_while(Result::ok).collect();
             let status = child.wait().unwrap();
-            if status.success() {
-                return kills;
-            }
             assert!(is_expected(status, &rest), "{action} at {step:?}: {status}: {rest:?}");
             eventually("PostgreSQL, and nobody at work", async || {
                 let (admin, connection) =
@@ -255,6 +252,10 @@ impl Desk {
                 (left == 0).then_some(())
             })
             .await;
+            // Its server process may have been killed when all was done.
+            if status.success() {
+                return kills;
+            }
         }
         panic!("{action} does not come to an end");
     }
