@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the fuzz targets, as many at a time as there are processors, and says what became of each in a line.
 # Usage: fuzz/run.sh [--seconds N] [target]...    (all of them, a minute each)
+# With FUZZ_SEED=N, every machine runs the same inputs in the same order: a million of them, or as many as it has time for.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,6 +18,7 @@ else
     found="${CARGO_TARGET_DIR:-fuzz/target}/corpus"
 fi
 readonly found
+readonly REPEATED_RUNS=1000000
 
 # The last number behind this word in a log.
 last() { # word, log
@@ -27,10 +29,15 @@ run_one() { # seconds, target
     local seconds=$1 target=$2 log options=() status=0
     log=$(mktemp)
     mkdir -p "$found/$target" "fuzz/artifacts/$target"
-    # The same inputs in the same order, where a run is to be repeated.
-    [ -z "${FUZZ_SEED:-}" ] || options+=("-seed=$FUZZ_SEED")
+    if [ -n "${FUZZ_SEED:-}" ]; then
+        # In what order a folder lists its files, and when it is read again, depends on the machine.
+        options+=("-seed=$FUZZ_SEED" "-runs=$REPEATED_RUNS" -reload=0
+            "-seed_inputs=$(find "fuzz/corpus/$target" -type f | LC_ALL=C sort | paste -s -d ,)")
+    else
+        options+=("fuzz/corpus/$target")
+    fi
     [ ! -e "fuzz/dictionaries/$target.dict" ] || options+=("-dict=fuzz/dictionaries/$target.dict")
-    "$built/$target" "$found/$target" "fuzz/corpus/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
+    "$built/$target" "$found/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
         "-max_total_time=$seconds" -timeout=20 -print_final_stats=1 "${options[@]}" >"$log" 2>&1 || status=$?
     if [ "$status" -ne 0 ]; then
         cat "$log"

@@ -189,7 +189,10 @@ fn named(argument: &Value, is_variadic: bool) -> Named {
         is_cast |= !is_cast_to_text(&node["TypeCast"]["type_name"]);
         node = &node["TypeCast"]["arg"]["node"];
     }
-    match node["AConst"]["val"]["Sval"]["sval"].as_str() {
+    let constant = &node["AConst"]["val"];
+    // B'01' and X'1f' are written as their digits, or refused: no setting is called so.
+    let digits = constant["Bsval"]["bsval"].as_str().map(|bits| bits.trim_start_matches(['b', 'x']));
+    match constant["Sval"]["sval"].as_str().or(digits) {
         _ if is_variadic => Named::Computed,
         // N'...': a constant of type character, which loses its blanks on the way to text.
         Some(name)

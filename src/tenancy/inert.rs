@@ -99,7 +99,8 @@ pub fn read(sql: &[u8]) -> Reading {
             Token::Symbol(b'.') => !is_closed,
             // It may be a name that is written in code points.
             Token::Other => false,
-            Token::Text(_) => !may_be_type,
+            // Behind a dot, N'...' is a constant of a type of that name.
+            Token::Text(_) => !may_be_type && !is_behind_dot,
             Token::Symbol(_) => true,
         };
         if !is_inert {
@@ -218,6 +219,8 @@ mod tests {
             "SELECT checked 'x'",
             "SELECT \"checked\" 'x'",
             "SELECT public.checked 'x'",
+            "SELECT public.N'x'",
+            "SELECT public . N'x'",
             "SET work_mem = 1",
             "CALL p()",
             "DO $$ $$",
