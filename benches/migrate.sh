@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# pgtenant migrate under load: readers and writers go on while a large table finds its organizations; prints the longest
-# stall of any query, errors, and throughput by phase, as Markdown.
+# pgtenant migrate under load: readers and writers go on while a large table finds its organizations, and, by then through the
+# proxy, while it is cut over; prints the longest stall of any query, errors, and throughput by phase, as Markdown.
 set -euo pipefail
 shopt -s inherit_errexit
 
@@ -64,6 +64,7 @@ start_cluster -c shared_buffers=1GB -c max_wal_size=8GB -c checkpoint_timeout=15
 say "filling $rows rows"
 sql "$port" admin "$password" postgres <<SQL
 create role shop login password '$password';
+create role shop_app login password '$password';
 create database shop;
 SQL
 sql "$port" admin "$password" shop <<SQL
@@ -76,7 +77,7 @@ insert into customers (account_id, name) select 1 + n % 100, 'customer ' || n fr
 insert into orders (customer_id, note) select 1 + n % ($rows / 100), repeat('x', 40) from generate_series(0, $rows - 1) as n;
 create index on customers (account_id);
 create index on orders (customer_id);
-grant select, insert, update, delete on all tables in schema public to shop;
+grant select, insert, update, delete on all tables in schema public to shop, shop_app;
 vacuum analyze;
 checkpoint;
 SQL
@@ -97,9 +98,10 @@ cat >"$work/add.sql" <<'SQL'
 \set customer random(1, :rows / 100)
 INSERT INTO orders (customer_id, note) VALUES (:customer, 'new');
 SQL
-export PGPASSWORD=$password
+# pgbench, for --seconds or until it is told to stop.
 load=("$pg_bin/pgbench" -n -M prepared -c "$clients" -j 2 -D "rows=$rows" -f "$work/read.sql@8" -f "$work/list.sql@2"
-  -f "$work/change.sql@3" -f "$work/add.sql@1" -l -h 127.0.0.1 -p "$port" -U shop)
+  -f "$work/change.sql@3" -f "$work/add.sql@1" -l -h 127.0.0.1)
+as_ever=(env "PGPASSWORD=$password" "${load[@]}" -p "$port" -U shop)
 
 # Out of pgbench's logs, in one pass, as they are large: for each span of standard input (from, to, until) the throughput from
 # `from` to `to` and the longest statement, in ms, that ended from `from` to `until`. No span begins ahead of the one before it.
@@ -124,7 +126,7 @@ now() { date +%s.%N; }
 
 say "before: $seconds s"
 from=$(now)
-"${load[@]}" -T "$seconds" --log-prefix="$work/before" shop >"$work/err" 2>&1 || die "pgbench failed"
+"${as_ever[@]}" -T "$seconds" --log-prefix="$work/before" shop >"$work/err" 2>&1 || die "pgbench failed"
 to=$(now)
 read -r tps_before most_before < <(spans before <<<"$from $to $to")
 
@@ -133,57 +135,153 @@ url="postgres://admin:$password@127.0.0.1:$port/shop"
 pg() { "$pgtenant" migrate "$1" --database "$url" --tenancy "$work/plan/tenancy.toml" "${@:2}"; }
 say "planning"
 pg plan >"$work/err" 2>&1 || die "migrate plan failed"
+sed -i 's/^application = .*/application = ["shop_app"]/' "$work/plan/tenancy.toml"
+pg plan >"$work/err" 2>&1 || die "migrate plan failed"
 say "applying"
-"${load[@]}" -T 86400 --log-prefix="$work/during" shop >"$work/pgbench.out" 2>&1 &
+"${as_ever[@]}" -T 86400 --log-prefix="$work/during" shop >"$work/pgbench.out" 2>&1 &
 bench_pid=$!
 sleep 5
 from=$(now)
 pg apply --no-backup >"$work/err" 2>&1 || die "migrate apply failed"
 to=$(now)
+# A client that saw an error says so and ends.
+ends() { # log of pgbench
+  kill -0 "$bench_pid" 2>/dev/null || say "all clients of pgbench ended, by errors"
+  stop "$bench_pid" TERM
+  bench_pid=''
+  errors=$((errors + $(grep -c 'aborted in command\|ERROR:' "$1" || true)))
+}
+errors=0
 say "after: $seconds s"
 sleep "$seconds"
 after=$(now)
-kill -0 "$bench_pid" 2>/dev/null || say "all clients of pgbench ended, by errors"
-stop "$bench_pid" TERM
-bench_pid=''
-# A client that saw an error says so and ends.
-errors=$(grep -c 'aborted in command\|ERROR:' "$work/pgbench.out" || true)
+ends "$work/pgbench.out"
 pg verify >"$work/err" 2>&1 || die "migrate verify found something"
 
-mapfile -t steps < <(sql "$port" admin "$password" shop <<'SQL'
+# ---------------------------------------------------------------- the cut-over, with the application behind the proxy
+
+room proxy
+"$pgtenant" token keygen --algorithm ES256 --out "$work/dev" >"$work/err" 2>&1 || die "token keygen failed"
+cp "$work/dev.jwks.json" "$work/proxy/"
+head -c 32 /dev/urandom | base64 >"$work/proxy/seal.key"
+printf '%s\n' "$password" >"$work/proxy/password"
+free_port
+proxy_port=$chosen_port
+cat >"$work/proxy/pgtenant.toml" <<TOML
+[listen]
+tcp = ["127.0.0.1:$proxy_port"]
+[servers.main]
+host = "127.0.0.1"
+port = $port
+tls = "disable"
+[databases.shop]
+server = "main"
+[roles.shop_app]
+sign_in = ["jwt"]
+server_password = { file = "password" }
+[[jwt.issuers]]
+issuer = "https://bench.example/"
+audience = ["pgtenant"]
+algorithms = ["ES256"]
+jwks_file = "dev.jwks.json"
+[context]
+id_type = "bigint"
+seal_key = { file = "seal.key" }
+TOML
+"$pgtenant" install --config "$work/proxy/pgtenant.toml" --database "$url?sslmode=disable" >"$work/err" 2>&1 ||
+  die "pgtenant install failed"
+hand_over proxy
+start proxy "$(reachable "$pgtenant" pgtenant)" serve --config "$work/proxy/pgtenant.toml"
+left=$start_patience
+until grep -qF "listening for clients on 127.0.0.1:$proxy_port" "$work/proxy/log"; do
+  kill -0 "$started_pid" 2>/dev/null || die "pgtenant ended while it started"
+  ((left-- > 0)) || die "pgtenant does not say that it listens"
+  sleep 0.1
+done
+token=$("$pgtenant" token mint --key "$work/dev.pem" --issuer https://bench.example/ --audience pgtenant --subject bench \
+  --organization 1 --expires-in 12h)
+# Of the first account, which has every hundredth row.
+sed -i 's|random(1, :rows / 100)|100 * random(1, :rows / 10000)|' "$work/list.sql" "$work/add.sql"
+sed -i 's|random(1, :rows)|100 * random(1, :rows / 100)|' "$work/read.sql" "$work/change.sql"
+say "through the proxy: $seconds s, the cut-over, $seconds s"
+env "PGPASSWORD=$token" "${load[@]}" -p "$proxy_port" -U shop_app -T 86400 --log-prefix="$work/proxied" shop \
+  >"$work/proxied.out" 2>&1 &
+bench_pid=$!
+sleep 2
+proxied=$(now)
+sleep "$seconds"
+cut_from=$(now)
+pg apply --cut-over >"$work/err" 2>&1 || die "the cut-over failed"
+cut_to=$(now)
+sleep "$seconds"
+end=$(now)
+ends "$work/proxied.out"
+pg verify >"$work/err" 2>&1 || die "migrate verify found something after the cut-over"
+
+steps_within() { # from, to
+  sql "$port" admin "$password" shop <<SQL
 select title || '|' || rows || '|' || extract(epoch from started) || '|' || extract(epoch from finished)
-  || '|' || extract(epoch from coalesce(lead(started) over (order by number), finished + interval '1 second'))
-from pgtenant.migration_steps order by number;
+  || '|' || extract(epoch from coalesce(lead(started) over (order by started, number), finished + interval '1 second'))
+from pgtenant.migration_steps where extract(epoch from started) between $1 and $2 order by started, number;
 SQL
-)
-mapfile -t figures < <(
-  for step in "${steps[@]}"; do
+}
+spans_of() { # log's prefix, then steps
+  local step begun ended until log=$1
+  shift
+  for step in "$@"; do
     IFS='|' read -r _ _ begun ended until <<<"$step"
     # Who had to wait for a step ends behind it.
     printf '%s %s %s\n' "$begun" "$ended" "$until"
-  done | spans during
-)
+  done | spans "$log"
+}
+# shellcheck disable=SC2034 # `lines` has them by name
+{
+  mapfile -t steps < <(steps_within "$from" "$to")
+  mapfile -t figures < <(spans_of during "${steps[@]}")
+  mapfile -t cut_steps < <(steps_within "$cut_from" "$cut_to")
+  mapfile -t cut_figures < <(spans_of proxied "${cut_steps[@]}")
+}
+read -r tps_proxied most_proxied < <(spans proxied <<<"$proxied $cut_from $cut_from")
+read -r tps_of_cut most_of_cut < <(spans proxied <<<"$cut_from $cut_to $cut_to")
+read -r tps_end most_end < <(spans proxied <<<"$cut_to $end $end")
 read -r tps_of_all most_of_all < <(spans during <<<"$from $to $to")
 read -r tps_after most_after < <(spans during <<<"$to $after $after")
-report() {
+took() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.1f", b - a }'; }
+line() { # phase, seconds, rows changed, tps, of which, longest
+  printf '| %s | %s | %s | %s | %s | %s |\n' "$1" "$2" "$3" "$4" \
+    "$(awk -v a="$4" -v b="$5" 'BEGIN { printf "%.2f", a / b }')" "$6"
+}
+# Those that take long, and those that somebody had to wait for.
+lines() { # names of steps and figures, tps before
+  local -n of=$1 reached=$2
   local i title changed begun ended tps most
+  for i in "${!of[@]}"; do
+    IFS='|' read -r title changed begun ended _ <<<"${of[i]}"
+    read -r tps most <<<"${reached[i]}"
+    awk -v took="$(took "$begun" "$ended")" -v most="$most" -v held="$HELD" 'BEGIN { exit !(took > 1 || most > held) }' || continue
+    line "$title" "$(took "$begun" "$ended")" "$changed" "$tps" "$3" "$most"
+  done
+}
+report() {
+  local head='| phase | seconds | rows changed | tps | of before | longest statement ms |\n|---|---:|---:|---:|---:|---:|\n'
   printf '## A table of %s rows finds its organizations, under load\n\n' "$rows"
   printf '%s; %s cores; %s; %s clients of pgbench, prepared statements.\n\n' "$(date +%F)" "$(nproc)" \
     "$("$pg_bin/postgres" --version)" "$clients"
-  printf '| phase | seconds | rows changed | tps | of before | longest statement ms |\n|---|---:|---:|---:|---:|---:|\n'
-  printf '| before | %s | - | %s | 1.00 | %s |\n' "$seconds" "$tps_before" "$most_before"
-  ratio() { awk -v a="$1" -v b="$tps_before" 'BEGIN { printf "%.2f", a / b }'; }
-  took() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.1f", b - a }'; }
-  printf '| all of apply | %s | - | %s | %s | %s |\n' "$(took "$from" "$to")" "$tps_of_all" "$(ratio "$tps_of_all")" "$most_of_all"
-  for i in "${!steps[@]}"; do
-    IFS='|' read -r title changed begun ended _ <<<"${steps[i]}"
-    read -r tps most <<<"${figures[i]}"
-    # Those that take long, and those that somebody had to wait for.
-    awk -v took="$(took "$begun" "$ended")" -v most="$most" -v held="$HELD" 'BEGIN { exit !(took > 1 || most > held) }' || continue
-    printf '| %s | %s | %s | %s | %s | %s |\n' "$title" "$(took "$begun" "$ended")" "$changed" "$tps" "$(ratio "$tps")" "$most"
-  done
-  printf '| after | %s | - | %s | %s | %s |\n' "$seconds" "$tps_after" "$(ratio "$tps_after")" "$most_after"
-  printf '\nStatements that failed: %s (goal: none). Longest statement: %s ms (goal: 200). ' "$errors" "$most_of_all"
+  # shellcheck disable=SC2059 # it is a format
+  printf "$head"
+  line before "$seconds" - "$tps_before" "$tps_before" "$most_before"
+  line 'all of apply' "$(took "$from" "$to")" - "$tps_of_all" "$tps_before" "$most_of_all"
+  lines steps figures "$tps_before"
+  line after "$seconds" - "$tps_after" "$tps_before" "$most_after"
+  printf '\nThen by tokens through pgtenant, of one organization, which has every hundredth row; and cut over:\n\n'
+  # shellcheck disable=SC2059 # it is a format
+  printf "$head"
+  line 'through pgtenant' "$seconds" - "$tps_proxied" "$tps_proxied" "$most_proxied"
+  line 'the cut-over' "$(took "$cut_from" "$cut_to")" - "$tps_of_cut" "$tps_proxied" "$most_of_cut"
+  lines cut_steps cut_figures "$tps_proxied"
+  line after "$seconds" - "$tps_end" "$tps_proxied" "$most_end"
+  printf '\nStatements that failed: %s (goal: none). Longest statement: %s ms, and %s ms in the cut-over (goal: 200). ' \
+    "$errors" "$most_of_all" "$most_of_cut"
   printf 'Throughput while rows are moved: see its line (goal: 0.7 of before).\n'
 }
 report >"$work/report"

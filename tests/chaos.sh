@@ -7,10 +7,11 @@ usage() {
     cat <<'END'
 usage: tests/chaos.sh [--only 'PART...'] [--seed N] [--pgbouncer PATH] [--size NAME=N]...
 
-  --only 'PART...'   of: faults sigterm reloads neighbours connections soak (all of them, about an hour and a half); the other
+  --only 'PART...'   of: faults sigterm reloads neighbours connections soak (all of them, about an hour); the other
                      sections of RESULTS.md stay
   --seed N           as a run before it printed
-  --pgbouncer PATH   its figures beside ours, where neighbours are measured
+  --pgbouncer PATH   its figures beside ours, at a fifth of the faults and SIGTERMs and a sixth of the soak; 1.21 or later, which keeps
+                     prepared statements
   --size NAME=N      another size than the full one: FAULTS=500 ORGANIZATIONS=50 SIGTERMS=100 RELOADS=1000 NEIGHBOUR_SECONDS=20 NOISY=300
                      QUIET=50 CONNECTIONS=50000 AT_ONCE=2000 SOAK_SECONDS=1800
 
@@ -45,6 +46,8 @@ while (($#)); do
     --seed) export CHAOS_SEED=$2 ;;
     --pgbouncer)
         [[ -x $2 ]] || mistake "there is no program $2"
+        version=$("$2" --version | sed -n 's/^PgBouncer \([0-9]*\.[0-9]*\).*/\1/p')
+        printf '1.21\n%s\n' "${version:-0}" | sort -VC || mistake "PgBouncer 1.21 or later is wanted; $2 is ${version:-something else}"
         export CHAOS_PGBOUNCER=$2
         ;;
     --size)

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::journal::endow;
 use super::ledger::TABLES;
+use super::pooler::Pooler;
 use super::proxy::FaultProxy;
 use crate::harness::PATIENCE;
 use crate::harness::gate::{Gate, Setup};
@@ -59,6 +61,16 @@ impl Ground {
     /// A proxy before this port of it, to be configured and run.
     pub fn gate(&self, port: u16) -> Setup {
         Setup::new(port, &self.database.name).pool_size(self.pool_size)
+    }
+
+    /// A pooler before this port of it: ours, or the peer, for which no policy stands in the way of clients who say by
+    /// themselves whose rows they want.
+    pub async fn pooler(&self, port: u16, peer: Option<&Path>) -> Pooler {
+        let Some(program) = peer else { return Pooler::ours(self.gate(port)).await };
+        let open =
+            ["accounts", "transfers"].map(|table| format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"));
+        self.admin().await.batch_execute(&open.join(";")).await.unwrap();
+        Pooler::bouncer(program, self, port).await
     }
 
     /// A superuser's connection, once PostgreSQL lets one in and answers.
@@ -187,16 +199,17 @@ pub fn token(gate: &Gate, organization: u32) -> String {
 pub struct Between {
     /// Before PostgreSQL.
     pub back: FaultProxy,
-    pub gate: Gate,
+    pub pooler: Pooler,
     /// Before the proxy.
     pub front: FaultProxy,
 }
 
 impl Between {
-    pub async fn run(ground: &Ground) -> Self {
+    /// With this program of PgBouncer's in our place, if one is given.
+    pub async fn run(ground: &Ground, peer: Option<&Path>) -> Self {
         let back = FaultProxy::before(ground.database.port);
-        let gate = ground.gate(back.port()).run().await;
-        let front = FaultProxy::before(gate.port());
-        Self { back, gate, front }
+        let pooler = ground.pooler(back.port(), peer).await;
+        let front = FaultProxy::before(pooler.port());
+        Self { back, pooler, front }
     }
 }

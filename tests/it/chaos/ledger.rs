@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::journal::{Book, Ending, Entry, Outcome};
+use super::pooler::Pooler;
 use super::session::{Answer, Lost, Session};
 use crate::harness::{Dice, org};
 
@@ -39,15 +40,52 @@ pub const TABLES: &str = "
     GRANT SELECT, INSERT, UPDATE ON accounts, transfers TO app;
 ";
 
-const SEE: &str = "SELECT $1::text, organization_id::text, balance FROM accounts";
-const TAKE: &str = "UPDATE accounts SET balance = balance - $2::bigint WHERE id = $3::int \
-                    RETURNING $1::text, organization_id::text, balance";
-const NOTE: &str = "INSERT INTO transfers (id, payer, payee, amount) \
-                    VALUES ($2::uuid, $3::int, $4::int, $5::bigint) RETURNING $1::text, organization_id::text, amount";
-const WHOLE: &str = "WITH moved AS (UPDATE accounts SET balance = balance + \
-                     CASE id WHEN $3::int THEN -$5::bigint ELSE $5::bigint END WHERE id IN ($3::int, $4::int)) \
-                     INSERT INTO transfers (id, payer, payee, amount) \
-                     VALUES ($2::uuid, $3::int, $4::int, $5::bigint) RETURNING $1::text, organization_id::text, amount";
+/// What a client asks.
+struct Texts {
+    see: String,
+    take: String,
+    note: String,
+    whole: String,
+}
+
+impl Texts {
+    /// `whose`: the organization, where no policy says it.
+    fn new(whose: Option<&str>) -> Self {
+        let own = whose.map(|id| format!("organization_id = '{id}'"));
+        let [only, and] =
+            ["WHERE", "AND"].map(|word| own.as_ref().map(|own| format!(" {word} {own}")).unwrap_or_default());
+        let (column, value) = match whose {
+            Some(id) => (", organization_id", format!(", '{id}'")),
+            None => ("", String::new()),
+        };
+        let note = format!(
+            "INSERT INTO transfers (id, payer, payee, amount{column}) VALUES ($2::uuid, $3::int, $4::int, $5::bigint{value}) \
+             RETURNING $1::text, organization_id::text, amount"
+        );
+        Self {
+            see: format!("SELECT $1::text, organization_id::text, balance FROM accounts{only}"),
+            take: format!(
+                "UPDATE accounts SET balance = balance - $2::bigint WHERE id = $3::int{and} \
+                 RETURNING $1::text, organization_id::text, balance"
+            ),
+            whole: format!(
+                "WITH moved AS (UPDATE accounts SET balance = balance + \
+                 CASE id WHEN $3::int THEN -$5::bigint ELSE $5::bigint END WHERE id IN ($3::int, $4::int){and}) {note}"
+            ),
+            note,
+        }
+    }
+
+    /// By the name that it is prepared under.
+    fn of(&self, name: &str) -> String {
+        match name {
+            "see" => self.see.clone(),
+            "take" => self.take.clone(),
+            "note" => self.note.clone(),
+            _ => self.whole.clone(),
+        }
+    }
+}
 
 /// Clients at work, until it is told to stop.
 pub struct Workload {
@@ -70,16 +108,18 @@ pub struct Terms {
 }
 
 impl Workload {
-    pub fn start(terms: &Terms, book: &Arc<Book>, token: impl Fn(u32) -> String) -> Self {
+    pub fn start(terms: &Terms, book: &Arc<Book>, pooler: &Pooler) -> Self {
         let mut clients = Vec::new();
         for n in 0..(terms.organizations * terms.each) as usize {
             let organization = 1 + n as u32 % terms.organizations;
+            let own = org(organization);
             let member = Member {
                 number: n,
                 organization,
-                own: org(organization),
+                texts: Texts::new((!pooler.is_ours()).then_some(&own)),
+                own,
                 port: terms.ports[n / terms.organizations as usize % terms.ports.len()],
-                token: token(organization),
+                token: pooler.credential(organization),
                 think: terms.think,
                 returns: terms.returns,
                 dice: Dice(terms.seed ^ (n as u64 + 1).wrapping_mul(0x5851_f42d_4c95_7f2d)),
@@ -117,6 +157,7 @@ struct Member {
     number: usize,
     organization: u32,
     own: String,
+    texts: Texts,
     port: u16,
     token: String,
     think: Duration,
@@ -287,9 +328,9 @@ impl Member {
         let mut steps = [(payer, amount.as_str()), (payee, less.as_str())];
         steps.sort(); // accounts are always locked in one order
         for (account, amount) in steps {
-            self.ask(session, is_prepared, "take", TAKE, &[amount, account], 1).await?;
+            self.ask(session, is_prepared, "take", &[amount, account], 1).await?;
         }
-        self.ask(session, is_prepared, "note", NOTE, &[id, payer, payee, amount], 1).await?;
+        self.ask(session, is_prepared, "note", &[id, payer, payee, amount], 1).await?;
         Ok(())
     }
 
@@ -299,9 +340,10 @@ impl Member {
         let marker = self.marker();
         let mut steps = [(payer, amount.clone()), (payee, format!("-{amount}"))];
         steps.sort();
-        let [first, second] =
-            steps.map(|(account, amount)| fill(TAKE, &[marker.as_str(), amount.as_str(), account.as_str()]));
-        let note = fill(NOTE, &[marker.as_str(), id, payer, payee, amount]);
+        let [first, second] = steps.map(|(account, amount)| {
+            fill(&self.texts.take, &[marker.as_str(), amount.as_str(), account.as_str()])
+        });
+        let note = fill(&self.texts.note, &[marker.as_str(), id, payer, payee, amount]);
         self.asks("all in one text");
         let answer = session.query(&format!("BEGIN; {first}; {second}; {note}; COMMIT")).await;
         if let Ok(answer) = &answer
@@ -322,7 +364,7 @@ impl Member {
         let Transfer { id, payer, payee, amount } = transfer;
         let marker = self.marker();
         self.asks("one statement");
-        let answer = session.execute("whole", WHOLE, &[&marker, id, payer, payee, amount]).await;
+        let answer = session.execute("whole", &self.texts.whole, &[&marker, id, payer, payee, amount]).await;
         if let Ok(answer) = &answer
             && answer.error.is_none()
         {
@@ -333,7 +375,7 @@ impl Member {
 
     /// All that the organization has, which is always the same.
     async fn looks(&mut self, session: &mut Session, is_prepared: bool) -> Result<(), Trouble> {
-        let answer = self.ask(session, is_prepared, "see", SEE, &[], ACCOUNTS as usize).await?;
+        let answer = self.ask(session, is_prepared, "see", &[], ACCOUNTS as usize).await?;
         let sum: i64 = answer.rows.iter().filter_map(|row| row.get(2)?.as_ref()?.parse::<i64>().ok()).sum();
         if sum != ACCOUNTS * BALANCE {
             self.book.violation(format!("organization {} has {sum}", self.organization));
@@ -347,16 +389,16 @@ impl Member {
         session: &mut Session,
         is_prepared: bool,
         name: &'static str,
-        sql: &str,
         values: &[&str],
         rows: usize,
     ) -> Result<Answer, Trouble> {
         let marker = self.marker();
         let values = [&[marker.as_str()], values].concat();
+        let sql = self.texts.of(name);
         self.asks(format!("{name}, {}", if is_prepared { "prepared" } else { "simple" }));
         let answer = match is_prepared {
-            true => session.execute(name, sql, &values).await?,
-            false => session.query(&fill(sql, &values)).await?,
+            true => session.execute(name, &sql, &values).await?,
+            false => session.query(&fill(&sql, &values)).await?,
         };
         let answer = fine(answer)?;
         self.check(&answer, &marker, rows);
@@ -372,10 +414,11 @@ impl Member {
             self.book.violation(format!("{rows} rows were asked for: {answer:?}"));
         }
         for row in &answer.rows {
-            if row[0].as_deref() != Some(marker) {
+            let cell = |n: usize| row.get(n).and_then(Option::as_deref);
+            if cell(0) != Some(marker) {
                 self.book.violation(format!("an answer to another question than {marker}: {row:?}"));
             }
-            if row[1].as_deref() != Some(&self.own) {
+            if cell(1) != Some(&self.own) {
                 self.book.violation(format!("a foreign row for {}: {row:?}", self.own));
             }
         }

@@ -9,6 +9,7 @@ mod journal;
 mod ledger;
 mod neighbours;
 mod outages;
+mod pooler;
 mod proxy;
 mod reloads;
 mod report;

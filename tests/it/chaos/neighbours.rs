@@ -1,21 +1,16 @@
 //! A noisy organization beside quiet ones, and two that want everything; with PgBouncer's figures beside ours.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
 
-use super::ground::{Ground, token};
+use super::ground::Ground;
+use super::pooler::{Pooler, peer};
 use super::report::{Report, quantile, seconds};
 use super::{seed, size};
-use crate::harness::client::connect;
-use crate::harness::gate::Gate;
-use crate::harness::postgres::password_of;
-use crate::harness::{Dice, org};
-use crate::isolation::report::Bouncer;
+use crate::harness::{Dice, bouncer, org};
 
 const NAP: &str = "SELECT pg_sleep(0.02)";
 /// As long in the mean. Queries that all take equally long fall into step: their servers come free in waves.
@@ -24,27 +19,6 @@ const NAP_TIME: Duration = Duration::from_millis(20);
 
 /// Organizations: the noisy one is the first.
 const NOISY: u32 = 1;
-
-/// Whom clients connect to.
-enum Target {
-    Ours(Box<Gate>),
-    Bouncer(Bouncer),
-}
-
-impl Target {
-    async fn client(&self, organization: u32) -> Client {
-        match self {
-            Self::Ours(gate) => connect(gate, "app", &token(gate, organization)).await,
-            Self::Bouncer(bouncer) => {
-                let mut config = tokio_postgres::Config::new();
-                config.host("127.0.0.1").port(bouncer.port).user("app").password(password_of("app"));
-                let (client, connection) = config.dbname("app").connect(NoTls).await.unwrap();
-                tokio::spawn(connection);
-                client
-            }
-        }
-    }
-}
 
 /// Clients that ask one thing, until they are told to stop.
 struct Crowd {
@@ -57,7 +31,7 @@ struct Crowd {
 impl Crowd {
     /// `think`: the longest pause between two queries.
     async fn gather(
-        target: &Target,
+        target: &Pooler,
         organizations: impl Iterator<Item = u32>,
         sql: &'static str,
         think: Duration,
@@ -134,7 +108,7 @@ struct Sizes {
     long: Duration,
 }
 
-async fn measure(name: &str, sql: &'static str, target: &Target, sizes: &Sizes) -> Found {
+async fn measure(name: &str, sql: &'static str, target: &Pooler, sizes: &Sizes) -> Found {
     let settle = sizes.long / 4;
     let those = 2..2 + sizes.quiet;
     let quiet = Crowd::gather(target, those, "SELECT 1", sizes.think).await;
@@ -165,35 +139,37 @@ async fn quiet_organizations_do_not_feel_a_noisy_one() {
     let servers = if sizes.noisy > 100 { 20 } else { 4 };
     let ground = Ground::lay(1, servers).await;
     let mut report = Report::new("Noisy neighbour", &ground, seed);
-    let target = Target::Ours(Box::new(ground.gate(ground.database.port).run().await));
+    let target = ground.pooler(ground.database.port, None).await;
     let mut all = Vec::new();
     for sql in [NAP, UNEVEN] {
         all.push(measure("pgtenant", sql, &target, &sizes).await);
     }
     drop(target);
-    if let Some(program) = std::env::var_os("CHAOS_PGBOUNCER").filter(|program| !program.is_empty()) {
-        let bouncer = Bouncer::start(&PathBuf::from(program), &ground.database, servers);
-        crate::harness::eventually("PgBouncer", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", bouncer.port)).await.ok().map(drop)
-        })
-        .await;
-        let bouncer = Target::Bouncer(bouncer);
+    if let Some(program) = peer() {
+        let bouncer = ground.pooler(ground.database.port, Some(&program)).await;
+        let name = bouncer::version(&program);
         for sql in [NAP, UNEVEN] {
-            all.push(measure("PgBouncer", sql, &bouncer, &sizes).await);
+            all.push(measure(&name, sql, &bouncer, &sizes).await);
         }
     }
     let turns = weights(&ground, &sizes).await;
     let ours = &all[0];
-    let [alone, beside] = [&ours.quiet_alone, &ours.quiet_beside].map(|times| quantile(times, 0.99));
-    report.row(
+    let slowest =
+        |found: &Found| [&found.quiet_alone, &found.quiet_beside].map(|times| quantile(times, 0.99));
+    let instead =
+        |[alone, beside]: [Duration; 2]| format!("{} instead of {}", seconds(beside), seconds(alone));
+    let [alone, beside] = slowest(ours);
+    report.row_beside(
         "p99 of quiet organizations beside a noisy one",
         "30 ms, and one of its queries (20 ms) above twice that without",
-        &format!("{} instead of {}", seconds(beside), seconds(alone)),
+        &instead([alone, beside]),
+        all.get(2).map(|found| instead(slowest(found))),
         beside <= Duration::from_millis(30).min(2 * alone + NAP_TIME),
     );
-    for (found, which) in all.iter().zip(["", ", where they vary"]) {
+    for (n, which) in ["", ", where they vary"].into_iter().enumerate() {
         let what = format!("the noisy one's throughput beside quiet ones, of that alone{which}");
-        report.row(&what, "0.95", &format!("{:.3}", found.part()), found.part() >= 0.95);
+        let peer = all.get(2 + n).map(|found| format!("{:.3}", found.part()));
+        report.row_beside(&what, "0.95", &format!("{:.3}", all[n].part()), peer, all[n].part() >= 0.95);
     }
     let ratio = turns[1] as f64 / turns[0] as f64;
     report.row(
@@ -255,8 +231,7 @@ async fn quiet_organizations_do_not_feel_a_noisy_one() {
 /// How often each of two was served that have weights of 1 and 4 and want everything.
 async fn weights(ground: &Ground, sizes: &Sizes) -> [u64; 2] {
     let heavy = format!("[limits.organization.\"{}\"]\nweight = 4", org(2));
-    let gate = ground.gate(ground.database.port).toml(&heavy).run().await;
-    let target = Target::Ours(Box::new(gate));
+    let target = Pooler::ours(ground.gate(ground.database.port).toml(&heavy)).await;
     let each = sizes.noisy / 2;
     let crowds = [
         Crowd::gather(&target, std::iter::repeat_n(1, each), NAP, Duration::ZERO).await,

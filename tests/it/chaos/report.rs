@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ground::Ground;
 use super::is_full;
+use super::pooler::name_of_peer;
 
 /// The sections, in their order.
 const SECTIONS: [&str; 6] = ["Faults", "SIGTERM", "Reload", "Noisy neighbour", "Connections", "Soak"];
@@ -22,7 +23,8 @@ number of times.
 pub struct Report {
     title: &'static str,
     lead: String,
-    rows: Vec<[String; 4]>,
+    /// What, the goal, what was reached, the peer's figure, whether it is met.
+    rows: Vec<[String; 5]>,
     rest: String,
 }
 
@@ -34,8 +36,13 @@ impl Report {
 
     /// A line of the table: what is measured, the goal, what came out, whether that is good.
     pub fn row(&mut self, what: &str, goal: &str, reached: &str, is_met: bool) {
+        self.row_beside(what, goal, reached, None, is_met);
+    }
+
+    /// The same, with the peer's figure.
+    pub fn row_beside(&mut self, what: &str, goal: &str, reached: &str, peer: Option<String>, is_met: bool) {
         let met = if is_met { "yes" } else { "**no**" };
-        self.rows.push([what, goal, reached, met].map(str::to_owned));
+        self.rows.push([what, goal, reached, peer.as_deref().unwrap_or_default(), met].map(str::to_owned));
     }
 
     pub fn text(&mut self, text: &str) {
@@ -51,12 +58,19 @@ impl Report {
 
     /// Prints it; at full size, or where `CHAOS_FULL` is set with other sizes, it replaces its section of the file.
     pub fn write(self) {
-        let mut text = format!(
-            "## {}\n\n{}\n\n| what | to reach | reached | met |\n|---|---|---|---|\n",
-            self.title, self.lead
-        );
-        for row in &self.rows {
-            writeln!(text, "| {} |", row.join(" | ")).unwrap();
+        let mut text = format!("## {}\n\n{}\n\n", self.title, self.lead);
+        match self.rows.iter().any(|row| !row[3].is_empty()).then(name_of_peer).flatten() {
+            Some(peer) => {
+                writeln!(text, "| what | to reach | reached | {peer} | met |\n|---|---|---|---|---|")
+                    .unwrap();
+                self.rows.iter().for_each(|row| writeln!(text, "| {} |", row.join(" | ")).unwrap());
+            }
+            None => {
+                text.push_str("| what | to reach | reached | met |\n|---|---|---|---|\n");
+                for [what, goal, reached, _, met] in &self.rows {
+                    writeln!(text, "| {what} | {goal} | {reached} | {met} |").unwrap();
+                }
+            }
         }
         text.push_str(&self.rest);
         println!("{text}");

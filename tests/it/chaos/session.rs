@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
-use crate::harness::client::{close, columns, error_fields, message, parse, startup, sync};
+use crate::harness::client::{close, error_fields, message, parse, startup, sync, try_columns};
 
 /// Whoever hears nothing for so long is stuck: far above every time limit of the proxy.
 const STUCK: Duration = Duration::from_secs(30);
@@ -154,7 +154,10 @@ impl Session {
             }
             is_over = kind == b'E' && body.starts_with(b"SFATAL\0");
             match kind {
-                b'D' => answer.rows.push(columns(&body)),
+                b'D' => match try_columns(&body) {
+                    Some(row) => answer.rows.push(row),
+                    None => return Err(Lost::Garbled(format!("a row that is none, after {code:?}"))),
+                },
                 b'C' => answer.tags.push(String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned()),
                 b'E' => answer.error = answer.error.or_else(|| Some(error_fields(&body))),
                 b'1' => answer.parses += 1,

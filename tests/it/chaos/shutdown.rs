@@ -1,11 +1,13 @@
 //! SIGTERM under load: no transaction is cut, idle clients are told, and the exit code is 0.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ground::{Ground, token};
-use super::journal::{Book, Ending, Outcome, audit};
+use super::ground::Ground;
+use super::journal::{Audit, Book, Ending, Outcome, audit};
 use super::ledger::{Terms, Workload};
+use super::pooler::{Pooler, peer};
 use super::report::{Report, median, seconds};
 use super::session::{Lost, Session};
 use super::{seed, size};
@@ -17,38 +19,53 @@ const GRACE: Duration = Duration::from_secs(25);
 /// How long a transaction goes on after the signal.
 const LONGER: Duration = Duration::from_millis(300);
 
-#[tokio::test]
-async fn no_transaction_is_cut_by_sigterm() {
-    let rounds = size("CHAOS_SIGTERMS", 3, 100);
-    let organizations = 10;
-    let seed = seed("shutdown");
-    let ground = Ground::lay(organizations, 8).await;
-    let mut report = Report::new("SIGTERM", &ground, seed);
-    let mut dice = Dice(seed);
-    let book = Arc::new(Book::default());
-    let (mut took, mut endings) = (Vec::new(), Vec::new());
-    let (mut wrong, mut exits, mut untold) = (Vec::new(), 0, 0);
-    for round in 1..=rounds {
-        let gate = ground.gate(ground.database.port).run().await;
-        let terms = Terms {
-            ports: vec![gate.port()],
-            organizations,
-            each: 3,
-            think: Duration::from_millis(15),
-            returns: false,
-            seed: seed ^ round,
-        };
+/// What came of all rounds.
+#[derive(Default)]
+struct Course {
+    book: Arc<Book>,
+    took: Vec<Duration>,
+    /// Transactions that were cut.
+    cut: Vec<String>,
+    /// Clients that were not told.
+    untold: Vec<String>,
+    /// Codes other than 0, and processes that did not end within the grace.
+    exits: usize,
+    audit: Audit,
+}
+
+impl Course {
+    async fn run(rounds: u64, seed: u64, organizations: u32, peer: Option<&Path>) -> (Self, Ground) {
+        let ground = Ground::lay(organizations, 8).await;
+        let (mut course, mut dice) = (Self::default(), Dice(seed));
+        for round in 1..=rounds {
+            let pooler = ground.pooler(ground.database.port, peer).await;
+            let terms = Terms {
+                ports: vec![pooler.port()],
+                organizations,
+                each: 3,
+                think: Duration::from_millis(15),
+                returns: false,
+                seed: seed ^ round,
+            };
+            course.round(&format!("{round} of {rounds}"), pooler, &terms, &mut dice).await;
+        }
+        course.took.sort();
+        course.audit = audit(&course.book, &ground.admin().await).await;
+        (course, ground)
+    }
+
+    async fn round(&mut self, round: &str, mut pooler: Pooler, terms: &Terms, dice: &mut Dice) {
         let mut idle = Vec::new();
         for n in 1..=5 {
-            idle.push(Session::open(gate.port(), &token(&gate, n)).await.unwrap());
+            idle.push(Session::open(pooler.port(), &pooler.credential(n)).await.unwrap());
         }
-        let workload = Workload::start(&terms, &book, |n| token(&gate, n));
-        let mut longer = Session::open(gate.port(), &token(&gate, 1)).await.unwrap();
+        let workload = Workload::start(terms, &self.book, &pooler);
+        let mut longer = Session::open(pooler.port(), &pooler.credential(1)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(300 + dice.roll(200))).await;
         let begun = longer.query("BEGIN").await;
         assert!(begun.is_ok_and(|answer| answer.error.is_none()), "a transaction begins");
         let asked = Instant::now();
-        gate.signal("TERM");
+        pooler.ends_safely();
         let longer = async {
             tokio::time::sleep(LONGER).await;
             let answer = longer.query("SELECT count(*) FROM accounts").await?;
@@ -65,54 +82,86 @@ async fn no_transaction_is_cut_by_sigterm() {
             ends
         };
         let (longer, idle) = tokio::join!(longer, idle);
-        let status = gate.wait_exit(GRACE).await;
-        took.push(asked.elapsed());
-        exits += usize::from(status.code() != Some(0));
+        let status = pooler.wait_exit(GRACE).await;
+        self.took.push(asked.elapsed());
+        self.exits += usize::from(status.is_none_or(|status| status.code() != Some(0)));
         workload.stop().await;
+        let mut lost = idle;
         match longer {
-            Ok(lost) => untold += usize::from(!is_told(&lost)),
-            Err(lost) => wrong.push(format!("round {round}: the longer transaction was cut: {lost:?}")),
+            Ok(last) => lost.push(last),
+            Err(lost) => self.cut.push(format!("round {round}: the longer transaction was cut: {lost:?}")),
         }
-        untold += idle.iter().filter(|lost| !is_told(lost)).count();
-        endings.append(&mut book.endings.lock().unwrap());
-        println!("{round} of {rounds}: {status}, after {:?}", asked.elapsed());
+        for Ending { lost: last, in_transaction } in self.book.endings.lock().unwrap().drain(..) {
+            if in_transaction {
+                self.cut.push(format!("round {round}: a transaction was cut: {last:?}"));
+            }
+            lost.push(last);
+        }
+        let untold = lost.iter().filter(|lost| !is_told(lost));
+        self.untold.extend(untold.map(|lost| format!("round {round}: not told: {lost:?}")));
+        println!("{round}: {status:?}, after {:?}", asked.elapsed());
     }
-    let cut: Vec<&Ending> = endings.iter().filter(|ending| ending.in_transaction).collect();
-    wrong.extend(cut.iter().map(|ending| format!("a transaction was cut: {ending:?}")));
-    let working: Vec<&Ending> = endings.iter().filter(|ending| !is_told(&ending.lost)).collect();
-    untold += working.len();
-    let audit = audit(&book, &ground.admin().await).await;
-    took.sort();
-    report.row("SIGTERMs under load", "100", &rounds.to_string(), rounds >= 100);
-    report.row("transactions that had begun and were cut", "0", &wrong.len().to_string(), wrong.is_empty());
-    report.row("clients that were not told 57P01", "0", &untold.to_string(), untold == 0);
-    report.row("exit codes other than 0", "0", &exits.to_string(), exits == 0);
-    report.row(
+
+    fn slowest(&self) -> Duration {
+        self.took.last().copied().unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn no_transaction_is_cut_by_sigterm() {
+    let rounds = size("CHAOS_SIGTERMS", 3, 100);
+    let organizations = 10;
+    let seed = seed("shutdown");
+    let (ours, ground) = Course::run(rounds, seed, organizations, None).await;
+    let mut report = Report::new("SIGTERM", &ground, seed);
+    let mut theirs = None;
+    if let Some(program) = peer() {
+        theirs = Some(Course::run(rounds.div_ceil(5), seed, organizations, Some(&program)).await.0);
+    }
+    let beside = |figure: fn(&Course) -> String| theirs.as_ref().map(figure);
+    report.row_beside(
+        "SIGTERMs under load",
+        "100",
+        &rounds.to_string(),
+        beside(|course| format!("{} (SIGINT)", course.took.len())),
+        rounds >= 100,
+    );
+    let mut zero = |what: &str, count: fn(&Course) -> usize| {
+        let peer = theirs.as_ref().map(|course| count(course).to_string());
+        report.row_beside(what, "0", &count(&ours).to_string(), peer, count(&ours) == 0);
+    };
+    zero("transactions that had begun and were cut", |course| course.cut.len());
+    zero("clients that were not told 57P01", |course| course.untold.len());
+    zero("exit codes other than 0", |course| course.exits);
+    zero("transfers that are not what their client was told", |course| course.audit.wrong.len());
+    let took =
+        |course: &Course| format!("{} (median {})", seconds(course.slowest()), seconds(median(&course.took)));
+    report.row_beside(
         "from the signal to the end, the slowest",
         &format!("{} and no longer than the transactions", seconds(GRACE)),
-        &format!("{} (median {})", seconds(took[took.len() - 1]), seconds(median(&took))),
-        took[took.len() - 1] < LONGER + Duration::from_secs(3),
-    );
-    report.row(
-        "transfers that are not what their client was told",
-        "0",
-        &audit.wrong.len().to_string(),
-        audit.wrong.is_empty(),
+        &took(&ours),
+        theirs.as_ref().map(took),
+        ours.slowest() < LONGER + Duration::from_secs(3),
     );
     report.text(&format!(
         "Each time 30 clients at work, five idle ones, and a transaction that goes on for {} after the signal. {} \
          transfers were committed, {} failed, and of {} nobody could know ({} of them are there): sent without BEGIN, when the \
          signal came.",
         seconds(LONGER),
-        book.count(Outcome::Committed),
-        book.count(Outcome::Failed),
-        book.count(Outcome::Unknown),
-        audit.unknown_there
+        ours.book.count(Outcome::Committed),
+        ours.book.count(Outcome::Failed),
+        ours.book.count(Outcome::Unknown),
+        ours.audit.unknown_there
     ));
+    if theirs.is_some() {
+        report.text(
+            "PgBouncer gets SIGINT, which lets transactions end; its SIGTERM waits until every client has left by itself.",
+        );
+    }
     report.write();
-    wrong.extend(working.iter().map(|ending| format!("not told: {ending:?}")));
-    wrong.extend(audit.wrong);
-    assert!(wrong.is_empty() && exits == 0 && untold == 0, "CHAOS_SEED={seed}:\n{}", wrong.join("\n"));
+    let exits = ours.exits;
+    let wrong = [ours.cut, ours.untold, ours.audit.wrong].concat();
+    assert!(wrong.is_empty() && exits == 0, "CHAOS_SEED={seed}:\n{}", wrong.join("\n"));
 }
 
 fn is_told(lost: &Lost) -> bool {

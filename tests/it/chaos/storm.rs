@@ -9,13 +9,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_postgres::NoTls;
 
-use super::ground::{Ground, token};
+use super::ground::Ground;
+use super::pooler::{Pooler, peer};
 use super::report::{Report, seconds};
 use super::session::Session;
 use super::{seed, size};
-use crate::harness::client::{config, message, startup};
-use crate::harness::gate::Gate;
-use crate::harness::{Dice, eventually};
+use crate::harness::client::{message, startup};
+use crate::harness::{Dice, PATIENCE, eventually, org};
 
 const ORGANIZATIONS: u32 = 10;
 
@@ -34,6 +34,48 @@ struct Count {
     rubbish: AtomicU64,
 }
 
+/// What came of all waves.
+#[derive(Default)]
+struct Course {
+    served: u64,
+    unserved: u64,
+    rubbish: u64,
+    took: Duration,
+    /// KiB ahead of it.
+    fresh: u64,
+    /// Descriptors and KiB after each wave.
+    after: Vec<(usize, u64)>,
+}
+
+impl Course {
+    async fn run(pooler: Pooler, connections: u64, at_once: u64, seed: u64) -> Self {
+        let mut course = Self { fresh: pooler.resident_kib(), ..Self::default() };
+        let credentials: Vec<_> = (1..=ORGANIZATIONS).map(|n| pooler.credential(n)).collect();
+        let target = Arc::new(Target { port: pooler.port(), is_ours: pooler.is_ours(), credentials });
+        let begun = Instant::now();
+        for wave in 0..WAVES {
+            let count = storm(&target, connections / WAVES, at_once, seed ^ wave).await;
+            course.served += load(&count.served);
+            course.unserved += load(&count.unserved);
+            course.rubbish += load(&count.rubbish);
+            course.after.push(settled(&pooler).await);
+        }
+        course.took = begun.elapsed();
+        course
+    }
+
+    /// Of waves, counted from 0.
+    fn descriptors(&self, waves: [usize; 2]) -> String {
+        waves.map(|wave| self.after[wave].0.to_string()).join(", then ")
+    }
+
+    fn memory(&self, waves: [usize; 2]) -> String {
+        waves.map(|wave| format!("{} KiB", self.after[wave].1)).join(", then ")
+    }
+}
+
+const LAST: usize = WAVES as usize - 1;
+
 #[tokio::test]
 async fn a_storm_of_connections_leaves_nothing() {
     let connections = size("CHAOS_CONNECTIONS", 600, 50_000);
@@ -41,72 +83,87 @@ async fn a_storm_of_connections_leaves_nothing() {
     let seed = seed("storm");
     let ground = Ground::lay(ORGANIZATIONS, 8).await;
     let setup = ground.gate(ground.database.port).set("databases.app.pool", "wait_timeout", "\"30s\"");
-    let gate = Arc::new(setup.run().await);
-    let tokens: Arc<Vec<_>> = Arc::new((1..=ORGANIZATIONS).map(|n| token(&gate, n)).collect());
     let mut report = Report::new("Connections", &ground, seed);
-    let fresh = gate.resident_kib();
-    let begun = Instant::now();
-    let ([mut served, mut unserved, mut rubbish], mut after) = ([0; 3], Vec::new());
-    for wave in 0..WAVES {
-        let count = storm(&gate, &tokens, connections / WAVES, at_once, seed ^ wave).await;
-        served += load(&count.served);
-        unserved += load(&count.unserved);
-        rubbish += load(&count.rubbish);
-        after.push(settled(&gate).await);
+    let ours = Course::run(Pooler::ours(setup).await, connections, at_once, seed).await;
+    let mut theirs = None;
+    if let Some(program) = peer() {
+        let pooler = ground.pooler(ground.database.port, Some(&program)).await;
+        theirs = Some(Course::run(pooler, connections, at_once, seed).await);
     }
-    let took = begun.elapsed();
-    // What the first waves need at once is no leak: a leak goes on.
-    let [(descriptors, first), (_, memory), (descriptors_after, memory_after)] =
-        [after[0], after[2], after[after.len() - 1]];
-    report.row("connections", "50000", &(served + rubbish).to_string(), served + rubbish >= 50_000);
-    report.row("good ones that were not served", "0", &unserved.to_string(), unserved == 0);
-    let keeps_descriptors = descriptors_after <= descriptors + 8;
-    report.row(
+    let beside = |figure: &dyn Fn(&Course) -> String| theirs.as_ref().map(figure);
+    let Course { served, unserved, rubbish, .. } = ours;
+    report.row_beside(
+        "connections",
+        "50000",
+        &(served + rubbish).to_string(),
+        beside(&|course| (course.served + course.rubbish).to_string()),
+        served + rubbish >= 50_000,
+    );
+    report.row_beside(
+        "good ones that were not served",
+        "0",
+        &unserved.to_string(),
+        beside(&|course| course.unserved.to_string()),
+        unserved == 0,
+    );
+    let keeps_descriptors = ours.after[LAST].0 <= ours.after[0].0 + 8;
+    report.row_beside(
         "descriptors of the proxy after the first wave, and in the end",
         "no more",
-        &format!("{descriptors}, then {descriptors_after}"),
+        &ours.descriptors([0, LAST]),
+        beside(&|course| course.descriptors([0, LAST])),
         keeps_descriptors,
     );
-    let keeps_memory = memory_after <= memory + memory / 10 + SLACK_KIB;
-    report.row(
-        "resident memory after the third of five waves, and in the end: a leak",
-        "no more than a tenth and 6 MiB above",
-        &format!("{memory} KiB, then {memory_after} KiB"),
-        keeps_memory,
-    );
-    report.row(
-        "resident memory after the first wave, and in the end: what is kept",
-        "no more than a tenth and 6 MiB above",
-        &format!("{first} KiB, then {memory_after} KiB"),
-        memory_after <= first + first / 10 + SLACK_KIB,
-    );
+    let mut memory = |what: &str, since: usize| {
+        let (before, after) = (ours.after[since].1, ours.after[LAST].1);
+        let (reached, peer) = (ours.memory([since, LAST]), beside(&|course| course.memory([since, LAST])));
+        let keeps = after <= before + before / 10 + SLACK_KIB;
+        report.row_beside(what, "no more than a tenth and 6 MiB above", &reached, peer, keeps);
+        keeps
+    };
+    // What the first waves need at once is no leak: a leak goes on.
+    let keeps_memory = memory("resident memory after the third of five waves, and in the end: a leak", 2);
+    memory("resident memory after the first wave, and in the end: what is kept", 0);
+    let each = |course: &Course| {
+        let after: Vec<_> = course.after.iter().map(|(_, memory)| format!("{memory} KiB")).collect();
+        format!("{} KiB before, and after each fifth: {}", course.fresh, after.join(", "))
+    };
     report.text(&format!(
         "{at_once} at a time, {} in all: {served} that asked a query, and {rubbish} that sent random bytes, half a start-up, TLS, \
-         a length that lies, a wrong token or password. The proxy had {fresh} KiB before, and after each fifth: {}.",
-        seconds(took),
-        after.iter().map(|(_, memory)| format!("{memory} KiB")).collect::<Vec<_>>().join(", ")
+         a length that lies, a wrong token or password. The proxy had {}.",
+        seconds(ours.took),
+        each(&ours)
     ));
+    if let Some(course) = &theirs {
+        let took = seconds(course.took);
+        report.text(&format!(
+            "PgBouncer, which asks for the role's password instead of a token: {took}; {}.",
+            each(course)
+        ));
+    }
     report.write();
     assert_eq!(unserved, 0, "CHAOS_SEED={seed}");
-    assert!(keeps_descriptors, "{descriptors} descriptors, then {descriptors_after}");
-    assert!(keeps_memory, "{memory} KiB, then {memory_after} KiB");
+    assert!(keeps_descriptors, "{:?}", ours.after);
+    assert!(keeps_memory, "{:?}", ours.after);
 }
 
 fn load(count: &AtomicU64) -> u64 {
     count.load(Ordering::Relaxed)
 }
 
-async fn storm(
-    gate: &Arc<Gate>,
-    tokens: &Arc<Vec<String>>,
-    connections: u64,
-    at_once: u64,
-    seed: u64,
-) -> Arc<Count> {
+/// Whom they connect to.
+struct Target {
+    port: u16,
+    is_ours: bool,
+    /// Of each organization.
+    credentials: Vec<String>,
+}
+
+async fn storm(target: &Arc<Target>, connections: u64, at_once: u64, seed: u64) -> Arc<Count> {
     let count = Arc::new(Count::default());
     let mut crowd = Vec::new();
     for n in 0..at_once {
-        let (count, gate, tokens) = (count.clone(), gate.clone(), tokens.clone());
+        let (count, target) = (count.clone(), target.clone());
         let mut dice = Dice(seed ^ (n + 1).wrapping_mul(0x5851_f42d_4c95_7f2d));
         crowd.push(tokio::spawn(async move {
             loop {
@@ -116,7 +173,7 @@ async fn storm(
                 }
                 if turn % 2 == 0 {
                     let organization = dice.roll(u64::from(ORGANIZATIONS)) as usize;
-                    match good(&gate, &tokens[organization], turn).await {
+                    match good(&target, organization, turn).await {
                         Ok(()) => count.served.fetch_add(1, Ordering::Relaxed),
                         Err(why) => {
                             println!("not served: {why}");
@@ -124,7 +181,7 @@ async fn storm(
                         }
                     };
                 } else {
-                    rubbish(&gate, &mut dice, turn).await;
+                    rubbish(&target, &mut dice, turn).await;
                     count.rubbish.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -137,20 +194,26 @@ async fn storm(
 }
 
 /// From many addresses of loopback, so that there are ports enough.
-async fn dial(gate: &Gate, turn: u64) -> std::io::Result<TcpStream> {
+async fn dial(target: &Target, turn: u64) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     if cfg!(target_os = "linux") {
         socket.bind(([127, 0, 0, 2 + (turn % 200) as u8], 0).into())?;
     }
-    let stream = socket.connect(([127, 0, 0, 1], gate.port()).into()).await?;
+    let stream = socket.connect(([127, 0, 0, 1], target.port).into()).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn good(gate: &Gate, token: &str, turn: u64) -> Result<(), String> {
-    let stream = dial(gate, turn).await.map_err(|error| error.to_string())?;
-    let mut session = Session::over(stream, token).await.map_err(|lost| format!("signing in: {lost:?}"))?;
-    let sql = format!("SELECT 'm{turn}', count(*), count(DISTINCT organization_id) FROM accounts");
+async fn good(target: &Target, organization: usize, turn: u64) -> Result<(), String> {
+    let stream = dial(target, turn).await.map_err(|error| error.to_string())?;
+    let credential = &target.credentials[organization];
+    let mut session =
+        Session::over(stream, credential).await.map_err(|lost| format!("signing in: {lost:?}"))?;
+    let only = match target.is_ours {
+        true => String::new(),
+        false => format!(" WHERE organization_id = '{}'", org(organization as u32 + 1)),
+    };
+    let sql = format!("SELECT 'm{turn}', count(*), count(DISTINCT organization_id) FROM accounts{only}");
     let answer = session.query(&sql).await.map_err(|lost| format!("asking: {lost:?}"))?;
     let expected = [format!("m{turn}"), super::ledger::ACCOUNTS.to_string(), "1".to_owned()].map(Some);
     if answer.rows != [expected] {
@@ -161,8 +224,8 @@ async fn good(gate: &Gate, token: &str, turn: u64) -> Result<(), String> {
 }
 
 /// Whatever comes of it, but it does not stay.
-async fn rubbish(gate: &Gate, dice: &mut Dice, turn: u64) {
-    let Ok(mut stream) = dial(gate, turn).await else { return };
+async fn rubbish(target: &Target, dice: &mut Dice, turn: u64) {
+    let Ok(mut stream) = dial(target, turn).await else { return };
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     let start = startup(196_608, b"user\0app\0database\0app\0\0");
     let random: Vec<u8> = (0..1 + dice.roll(200)).map(|_| dice.roll(256) as u8).collect();
@@ -175,7 +238,9 @@ async fn rubbish(gate: &Gate, dice: &mut Dice, turn: u64) {
         5 => [&start[..], &message(b'p', b"eyJhbGciOiJFUzI1NiJ9.e30.AAAA\0")].concat(),
         6 => [&start[..], &message(b'Q', b"SELECT 1\0")].concat(),
         _ => {
-            let wrong = config(gate, "plain", "wrong").connect_raw(stream, NoTls).await;
+            let mut config = tokio_postgres::Config::new();
+            config.user("plain").password("wrong").dbname("app").connect_timeout(PATIENCE);
+            let wrong = config.connect_raw(stream, NoTls).await;
             assert!(wrong.is_err(), "a wrong password is refused");
             return;
         }
@@ -191,20 +256,22 @@ async fn rubbish(gate: &Gate, dice: &mut Dice, turn: u64) {
 }
 
 /// Descriptors and memory (KiB) once all clients are gone.
-async fn settled(gate: &Gate) -> (usize, u64) {
-    eventually("all clients to be gone", async || {
-        let (_, metrics) = gate.http("/metrics").await;
-        let clients = metrics.lines().filter(|line| line.starts_with("pgtenant_clients{"));
-        clients.into_iter().all(|line| line.ends_with(" 0")).then_some(())
-    })
-    .await;
+async fn settled(pooler: &Pooler) -> (usize, u64) {
+    if let Pooler::Ours(gate) = pooler {
+        eventually("all clients to be gone", async || {
+            let (_, metrics) = gate.http("/metrics").await;
+            let clients = metrics.lines().filter(|line| line.starts_with("pgtenant_clients{"));
+            clients.into_iter().all(|line| line.ends_with(" 0")).then_some(())
+        })
+        .await;
+    }
     let (mut last, mut same) = (usize::MAX, 0);
     while same < 5 {
         tokio::time::sleep(Duration::from_millis(200)).await;
         // 0 where the system does not tell.
-        let now = std::fs::read_dir(format!("/proc/{}/fd", gate.pid())).map_or(0, Iterator::count);
+        let now = std::fs::read_dir(format!("/proc/{}/fd", pooler.pid())).map_or(0, Iterator::count);
         same = if now == last { same + 1 } else { 0 };
         last = now;
     }
-    (last, gate.resident_kib())
+    (last, pooler.resident_kib())
 }

@@ -352,16 +352,22 @@ pub fn error_fields(body: &[u8]) -> (String, String) {
 
 /// The values of a DataRow, as text.
 pub fn columns(body: &[u8]) -> Vec<Option<String>> {
-    let mut rest = &body[2..];
+    try_columns(body).expect("a DataRow")
+}
+
+/// None if it is no DataRow.
+pub fn try_columns(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = body.split_at_checked(2)?;
     let mut columns = Vec::new();
-    while let Some((length, after)) = rest.split_at_checked(4) {
+    while !rest.is_empty() {
+        let (length, after) = rest.split_at_checked(4)?;
         let length = i32::from_be_bytes(length.try_into().unwrap());
         // -1 is NULL.
-        let (value, after) = after.split_at(usize::try_from(length).unwrap_or(0));
+        let (value, after) = after.split_at_checked(usize::try_from(length).unwrap_or(0))?;
         columns.push((length >= 0).then(|| text(value)));
         rest = after;
     }
-    columns
+    (columns.len() == usize::from(u16::from_be_bytes([count[0], count[1]]))).then_some(columns)
 }
 
 fn text(bytes: &[u8]) -> String {

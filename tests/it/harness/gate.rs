@@ -298,9 +298,7 @@ impl Gate {
 
     /// Memory that it holds now, in KiB; 0 where the system does not tell.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
+        super::resident_kib(self.pid)
     }
 
     /// Everything it wrote to standard error so far.

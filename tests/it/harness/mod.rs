@@ -8,6 +8,7 @@
 #![allow(dead_code, missing_docs, reason = "not every feature uses every helper")]
 
 pub mod authority;
+pub mod bouncer;
 pub mod client;
 pub mod endpoint;
 pub mod gate;
@@ -27,6 +28,13 @@ pub fn org(n: u32) -> String {
 /// Id of the m-th project (1 or 2) of the n-th organization.
 pub fn project(n: u32, m: u32) -> String {
     format!("0b000000-0000-7000-8000-{n:06}{m:06}")
+}
+
+/// Memory that a process holds now, in KiB; 0 where the system does not tell.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Polls until `probe` has an answer; panics with `what` when patience is at its end.

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use pgtenant::cli::demo::throwaway::Options;
 
 use super::data::{Class, classes};
 use super::gate;
 use super::stage::{Kind, Stage, Target};
-use crate::harness::postgres::{Database, password_of};
+use crate::harness::bouncer;
+use crate::harness::postgres::Database;
 
 /// What to run against: `pgbouncer`, a path of it, or the URL of a pooler that runs, with the port of its PostgreSQL.
 const TARGET: &str = "PGTENANT_ISOLATION_TARGET";
@@ -130,61 +130,9 @@ async fn other(target: &str, database: &Database) -> (Target, String) {
             .unwrap_or_else(|| panic!("PgBouncer is nowhere; name it: make isolation ARGS='--target PATH'")),
         path => PathBuf::from(path),
     };
-    let version = Command::new(&program).arg("--version").output().unwrap();
-    let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-    let bouncer = Bouncer::start(&program, database, 1);
-    let port = bouncer.port;
-    crate::harness::eventually("PgBouncer", async || {
-        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop)
-    })
-    .await;
-    let target = Target::other(port, "app", Box::new(bouncer));
+    let version = bouncer::version(&program);
+    let bouncer = bouncer::Settings::new(&program, database.port, &database.name, 1).run().await;
+    let target = Target::other(bouncer.port(), "app", Box::new(bouncer));
     assert_eq!(target.kind, Kind::Other);
     (target, version)
-}
-
-/// PgBouncer in transaction mode, for the application's role.
-pub struct Bouncer {
-    child: Child,
-    pub port: u16,
-    _folder: tempfile::TempDir,
-}
-
-impl Bouncer {
-    /// With so many server connections.
-    pub fn start(program: &Path, database: &Database, size: usize) -> Self {
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::Builder::new().prefix("pgtenant-it-").tempdir().unwrap();
-        let open = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder.path(), open).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let users = folder.path().join("users");
-        std::fs::write(&users, format!("\"app\" \"{}\"\n", password_of("app"))).unwrap();
-        let ini = folder.path().join("ini");
-        let text = format!(
-            "[databases]\napp = host=127.0.0.1 port={} dbname={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 1000\n\
-             ignore_startup_parameters = options,extra_float_digits\nserver_tls_sslmode = disable\nclient_tls_sslmode = disable\n",
-            database.port,
-            database.name,
-            users.display()
-        );
-        std::fs::write(&ini, text).unwrap();
-        let mut command = Command::new(program);
-        let root =
-            std::fs::metadata("/proc/self").is_ok_and(|us| std::os::unix::fs::MetadataExt::uid(&us) == 0);
-        if root {
-            command.args(["-u", "postgres"]);
-        }
-        let child = command.arg(&ini).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, port, _folder: folder }
-    }
-}
-
-impl Drop for Bouncer {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

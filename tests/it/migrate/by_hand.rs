@@ -68,3 +68,54 @@ async fn the_files_can_be_run_by_hand() {
         assert_same(&before, &dumped(&by_hand).await, 15);
     }
 }
+
+/// However large a batch grows, no more of its table is read for it than its rows.
+#[tokio::test]
+async fn a_batch_does_not_read_the_rest_of_its_table() {
+    let database = postgres::shared().empty_database().await;
+    let admin = database.admin().await;
+    admin
+        .batch_execute(
+            "CREATE TABLE accounts (id bigint PRIMARY KEY, name text NOT NULL);
+             CREATE TABLE letters (id bigint PRIMARY KEY, account_id bigint NOT NULL REFERENCES accounts, body text NOT NULL);
+             CREATE TABLE pages (letter bigint NOT NULL REFERENCES letters, page int NOT NULL, PRIMARY KEY (letter, page));
+             INSERT INTO accounts VALUES (1, 'one'), (2, 'two');
+             INSERT INTO letters SELECT n, 1 + n % 2, 'letter ' || n FROM generate_series(1, 10000) AS n;
+             INSERT INTO pages SELECT 1 + n / 3, n % 3 FROM generate_series(0, 29999) AS n;
+             ANALYZE",
+        )
+        .await
+        .unwrap();
+    let desk = Desk::at(&database);
+    desk.done("plan", &[]);
+    let file = |name: &str| desk.folder.path().join(format!("{name}.sql"));
+    FILES[..2].iter().for_each(|name| drop(psql(&database, &file(name), "")));
+    let text = std::fs::read_to_string(file(FILES[2])).unwrap();
+    let at = text.find("(batches): rows of public.pages find their organization").expect("a step of batches");
+    let end = at + text[at..].find("\n-- step ").unwrap();
+    let start = text[..at].rfind("\n-- step ").unwrap();
+    let run = |part: &str| {
+        std::fs::write(file("part"), part).unwrap();
+        psql(&database, &file("part"), "");
+    };
+    let read = async || {
+        let sql = "SELECT coalesce(seq_scan, 0), coalesce(idx_scan, 0), n_tup_upd FROM pg_stat_user_tables WHERE relname = 'pages'";
+        let row = admin.query_one(sql, &[]).await.unwrap();
+        [0, 1, 2].map(|n| row.get::<_, i64>(n))
+    };
+    run(&text[..start]);
+    let before = read().await;
+    run(&text[start..end]);
+    // A session tells what it read when it ends.
+    let [scans, lookups, updates] = crate::harness::eventually("the rows to be told", async || {
+        let after = read().await;
+        let told = [0, 1, 2].map(|n| after[n] - before[n]);
+        (told[2] >= 30_000).then_some(told)
+    })
+    .await;
+    assert_eq!(updates, 30_000);
+    // Two for each batch, of which the first has 500 rows, and each at most twice as many as the one before.
+    assert!(lookups >= 8, "{lookups}");
+    // Once to see that none is left.
+    assert_eq!(scans, 1, "{lookups} lookups");
+}
