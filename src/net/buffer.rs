@@ -11,6 +11,10 @@ use super::stream::Stream;
 /// Bytes of one buffer. Large results pass in pieces of this size; nothing is ever buffered whole.
 pub const BUFFER_SIZE: usize = 32 * 1024;
 
+/// So few unread bytes are kept in memory of their own size while the socket has no more: who waits for a server, or has sent
+/// half a message, holds no buffer.
+const PARKED: usize = 2 * 1024;
+
 /// Buffers kept for reuse on each thread; more than this many are given back to the allocator.
 const SPARE_BUFFERS: usize = 64;
 
@@ -20,9 +24,11 @@ thread_local! {
 
 /// What was read from one socket and not yet dealt with.
 ///
-/// The memory is taken from the thread's spares when bytes arrive, and given back when they are consumed.
+/// The memory is taken from the thread's spares when bytes arrive, and given back when they are consumed, or when they are few and
+/// nothing comes behind them.
 #[derive(Default)]
 pub struct Buffer {
+    /// [`BUFFER_SIZE`] of them, or just those that are unread.
     bytes: Option<Box<[u8]>>,
     start: usize,
     end: usize,
@@ -68,10 +74,11 @@ impl Buffer {
         if bytes.len() + rest.len() > BUFFER_SIZE {
             return false;
         }
-        let memory = self.bytes.get_or_insert_with(take);
+        let mut memory = self.bytes.take().filter(|memory| memory.len() == BUFFER_SIZE).unwrap_or_else(take);
         memory[..bytes.len()].copy_from_slice(bytes);
         memory[bytes.len()..][..rest.len()].copy_from_slice(&rest);
         (self.start, self.end) = (0, bytes.len() + rest.len());
+        self.bytes = Some(memory);
         if self.is_empty() {
             self.consume(0);
         }
@@ -110,17 +117,30 @@ impl Buffer {
             self.end -= self.start;
             self.start = 0;
         }
+        let parked = self.bytes.take_if(|bytes| bytes.len() < BUFFER_SIZE);
         let mut bytes = self.bytes.take().unwrap_or_else(take);
         let end = BUFFER_SIZE.min(self.end + room);
         let mut space = ReadBuf::new(&mut bytes[self.end..end]);
         let outcome = stream.poll_recv(cx, &mut space);
         let count = space.filled().len();
+        self.bytes = match parked {
+            Some(parked) if count == 0 => {
+                give_back(bytes);
+                Some(parked)
+            }
+            Some(parked) => {
+                bytes[self.start..self.end].copy_from_slice(&parked[self.start..self.end]);
+                Some(bytes)
+            }
+            None if count == 0 && unread <= PARKED => {
+                let parked = (unread > 0).then(|| Box::from(&bytes[self.start..self.end]));
+                (self.start, self.end) = (0, unread);
+                give_back(bytes);
+                parked
+            }
+            None => Some(bytes),
+        };
         self.end += count;
-        if self.is_empty() {
-            give_back(bytes);
-        } else {
-            self.bytes = Some(bytes);
-        }
         ready!(outcome)?;
         Poll::Ready(Ok(count))
     }
@@ -140,6 +160,9 @@ fn take() -> Box<[u8]> {
 }
 
 fn give_back(bytes: Box<[u8]>) {
+    if bytes.len() < BUFFER_SIZE {
+        return;
+    }
     // During thread exit the spares may be gone already; then the allocator takes it.
     let _ = SPARE.try_with(|spare| {
         if let Ok(mut spare) = spare.try_borrow_mut()

@@ -9,6 +9,7 @@ use crate::harness::client::{Raw, bind, close, execute, message, parse, raw, syn
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared};
 use crate::harness::{eventually, org};
+use crate::switching::metric;
 
 const MEGABYTE: usize = 1024 * 1024;
 
@@ -135,6 +136,45 @@ async fn who_reads_nothing_is_not_read_for_ever() {
     let sent = flood(&mut client, &closes, 200 * MEGABYTE).await;
     let after = gate.resident_kib();
     assert!(after < before + 16 * 1024, "{before} to {after} KiB for {} MB", sent / MEGABYTE);
+}
+
+/// Who has sent half a message, or waits for a server, holds its bytes and no buffer of 32 KiB.
+#[tokio::test]
+async fn who_waits_holds_no_buffer() {
+    const CLIENTS: usize = 400;
+    let database = postgres::shared().database().await;
+    let gate =
+        Gate::with(&database).pool_size(1).set("databases.app.pool", "wait_timeout", "\"60s\"").run().await;
+    let mut holder = raw(&gate, 1).await;
+    holder.query("BEGIN").await;
+    let mut clients = Vec::new();
+    for n in 0..CLIENTS {
+        clients.push(raw(&gate, 1 + n as u32 % 4).await);
+    }
+    let before = gate.resident_kib();
+    let sql = format!("SELECT 1 -- {}\0", "x".repeat(500));
+    let query = message(b'Q', sql.as_bytes());
+    let (half, rest) = query.split_at(query.len() / 2);
+    let bound = before + CLIENTS as u64 * 12;
+    for client in &mut clients {
+        client.send(half).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let halves = gate.resident_kib();
+    for client in &mut clients {
+        client.send(rest).await;
+    }
+    eventually("all of them to wait", async || {
+        (metric(&gate, "pgtenant_waiting_clients{").await == CLIENTS as f64).then_some(())
+    })
+    .await;
+    let waiting = gate.resident_kib();
+    assert!(halves < bound && waiting < bound, "{before}, then {halves} and {waiting} KiB");
+    holder.query("COMMIT").await;
+    for client in &mut clients {
+        let answer = client.answer().await;
+        assert_eq!((answer.error, answer.rows.len()), (None, 1));
+    }
 }
 
 #[tokio::test]
