@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::harness::client::{Raw, bind, close, execute, message, parse, raw, sync};
 use crate::harness::gate::Gate;
 use crate::harness::postgres::{self, Shared};
-use crate::harness::{eventually, org};
+use crate::harness::{data_kib, eventually, org};
 use crate::switching::metric;
 
 const MEGABYTE: usize = 1024 * 1024;
@@ -151,7 +151,7 @@ async fn who_waits_holds_no_buffer() {
     for n in 0..CLIENTS {
         clients.push(raw(&gate, 1 + n as u32 % 4).await);
     }
-    let before = gate.resident_kib();
+    let before = data_kib(gate.pid());
     let sql = format!("SELECT 1 -- {}\0", "x".repeat(500));
     let query = message(b'Q', sql.as_bytes());
     let (half, rest) = query.split_at(query.len() / 2);
@@ -160,7 +160,7 @@ async fn who_waits_holds_no_buffer() {
         client.send(half).await;
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let halves = gate.resident_kib();
+    let halves = data_kib(gate.pid());
     for client in &mut clients {
         client.send(rest).await;
     }
@@ -168,7 +168,7 @@ async fn who_waits_holds_no_buffer() {
         (metric(&gate, "pgtenant_waiting_clients{").await == CLIENTS as f64).then_some(())
     })
     .await;
-    let waiting = gate.resident_kib();
+    let waiting = data_kib(gate.pid());
     assert!(halves < bound && waiting < bound, "{before}, then {halves} and {waiting} KiB");
     holder.query("COMMIT").await;
     for client in &mut clients {

@@ -32,8 +32,17 @@ pub fn project(n: u32, m: u32) -> String {
 
 /// Memory that a process holds now, in KiB; 0 where the system does not tell.
 pub fn resident_kib(pid: u32) -> u64 {
+    of_status(pid, "VmRSS:")
+}
+
+/// Memory that it has asked for, touched or not.
+pub fn data_kib(pid: u32) -> u64 {
+    of_status(pid, "VmData:")
+}
+
+fn of_status(pid: u32, what: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(what));
     line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }
 
