@@ -77,7 +77,7 @@ insert into customers (account_id, name) select 1 + n % 100, 'customer ' || n fr
 insert into orders (customer_id, note) select 1 + n % ($rows / 100), repeat('x', 40) from generate_series(0, $rows - 1) as n;
 create index on customers (account_id);
 create index on orders (customer_id);
-grant select, insert, update, delete on all tables in schema public to shop, shop_app;
+grant select, insert, update, delete on all tables in schema public to shop;
 vacuum analyze;
 checkpoint;
 SQL
@@ -135,7 +135,7 @@ url="postgres://admin:$password@127.0.0.1:$port/shop"
 pg() { "$pgtenant" migrate "$1" --database "$url" --tenancy "$work/plan/tenancy.toml" "${@:2}"; }
 say "planning"
 pg plan >"$work/err" 2>&1 || die "migrate plan failed"
-sed -i 's/^application = .*/application = ["shop_app"]/' "$work/plan/tenancy.toml"
+sed -i 's/^application = .*/application = ["shop_app"]/; s/^legacy = .*/legacy = ["shop"]/' "$work/plan/tenancy.toml"
 pg plan >"$work/err" 2>&1 || die "migrate plan failed"
 say "applying"
 "${as_ever[@]}" -T 86400 --log-prefix="$work/during" shop >"$work/pgbench.out" 2>&1 &
