@@ -8,9 +8,9 @@ usage() {
   cat <<'END'
 usage: benches/migrate.sh [--rows N] [--clients N] [--seconds N] [--pgtenant PATH] [--pg-bin DIR] [--out FILE]
 
-  --rows N         rows of the large table (10000000)
+  --rows N         rows of the large table, a multiple of 10000 (10000000)
   --clients N      of pgbench: 8 of 14 statements read a row, 2 a list, 3 change a row, 1 adds one (8)
-  --seconds N      how long throughput is measured before, and after (30)
+  --seconds N      how long throughput is measured before and after, and around the cut-over (30)
   --pgtenant PATH  pgtenant (target/release/pgtenant, built if it is missing)
   --pg-bin DIR     PostgreSQL's programs (PGTENANT_PG_BIN, PATH, /usr/lib/postgresql/*/bin)
   --out FILE       also write the report to FILE
@@ -48,7 +48,7 @@ while (($#)); do
   shift 2
 done
 [[ $rows$clients$seconds =~ ^[0-9]+$ ]] || die "--rows, --clients and --seconds are numbers" 2
-((rows >= 10000)) || die "--rows is at least 10000" 2
+((rows >= 10000 && rows % 10000 == 0)) || die "--rows is a multiple of 10000" 2
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export LC_ALL=C
@@ -192,17 +192,16 @@ TOML
   die "pgtenant install failed"
 hand_over proxy
 start proxy "$(reachable "$pgtenant" pgtenant)" serve --config "$work/proxy/pgtenant.toml"
-left=$start_patience
-until grep -qF "listening for clients on 127.0.0.1:$proxy_port" "$work/proxy/log"; do
-  kill -0 "$started_pid" 2>/dev/null || die "pgtenant ended while it started"
-  ((left-- > 0)) || die "pgtenant does not say that it listens"
-  sleep 0.1
-done
+await_listening proxy "$proxy_port"
 token=$("$pgtenant" token mint --key "$work/dev.pem" --issuer https://bench.example/ --audience pgtenant --subject bench \
   --organization 1 --expires-in 12h)
 # Of the first account, which has every hundredth row.
 sed -i 's|random(1, :rows / 100)|100 * random(1, :rows / 10000)|' "$work/list.sql" "$work/add.sql"
 sed -i 's|random(1, :rows)|100 * random(1, :rows / 100)|' "$work/read.sql" "$work/change.sql"
+written() {
+  sql "$port" admin "$password" shop <<<"select count(*) from orders where organization_id = 1 and note in ('new', 'changed')"
+}
+written_before=$(written)
 say "through the proxy: $seconds s, the cut-over, $seconds s"
 env "PGPASSWORD=$token" "${load[@]}" -p "$proxy_port" -U shop_app -T 86400 --log-prefix="$work/proxied" shop \
   >"$work/proxied.out" 2>&1 &
@@ -211,12 +210,14 @@ sleep 2
 proxied=$(now)
 sleep "$seconds"
 cut_from=$(now)
-pg apply --cut-over >"$work/err" 2>&1 || die "the cut-over failed"
+pg apply --cut-over --no-backup >"$work/err" 2>&1 || die "the cut-over failed"
 cut_to=$(now)
 sleep "$seconds"
 end=$(now)
 ends "$work/proxied.out"
 pg verify >"$work/err" 2>&1 || die "migrate verify found something after the cut-over"
+# Whoever sees no row has no error either.
+(($(written) > written_before)) || die "nothing was written through the proxy"
 
 steps_within() { # from, to
   sql "$port" admin "$password" shop <<SQL

@@ -112,3 +112,13 @@ await() { # name pid port user password database
 }
 
 secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+
+# The pgtenant that was started last, in this room.
+await_listening() { # room, port
+  local left=$start_patience
+  until grep -qF "listening for clients on 127.0.0.1:$2" "$work/$1/log"; do
+    kill -0 "$started_pid" 2>/dev/null || die "pgtenant ended while it started"
+    ((left-- > 0)) || die "pgtenant does not say that it listens"
+    sleep 0.1
+  done
+}

@@ -195,7 +195,7 @@ TOML
 }
 
 start_pgtenant() { # pgtenant or pgtenant_tls
-  local name=$1 program left=$start_patience
+  local name=$1 program
   program=$(reachable "$pgtenant" pgtenant)
   free_port
   port_of[$name]=$chosen_port
@@ -204,11 +204,7 @@ start_pgtenant() { # pgtenant or pgtenant_tls
   hand_over "$name"
   start "$name" "$program" serve --config "$work/$name/pgtenant.toml"
   pid_of[$name]=$started_pid
-  until grep -qF "listening for clients on 127.0.0.1:$chosen_port" "$work/$name/log"; do
-    kill -0 "$started_pid" 2>/dev/null || die "pgtenant ended while it started"
-    ((left-- > 0)) || die "pgtenant does not say that it listens"
-    sleep 0.1
-  done
+  await_listening "$name" "$chosen_port"
   PGSSLMODE=$(sslmode "$name") await pgtenant "$started_pid" "$chosen_port" "$role" "$password" bench
 }
 

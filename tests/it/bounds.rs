@@ -161,8 +161,10 @@ async fn who_waits_holds_no_buffer() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let halves = data_kib(gate.pid());
+    // And half of the next one behind it.
+    let more = [rest, half].concat();
     for client in &mut clients {
-        client.send(rest).await;
+        client.send(&more).await;
     }
     eventually("all of them to wait", async || {
         (metric(&gate, "pgtenant_waiting_clients{").await == CLIENTS as f64).then_some(())
@@ -172,6 +174,9 @@ async fn who_waits_holds_no_buffer() {
     assert!(halves < bound && waiting < bound, "{before}, then {halves} and {waiting} KiB");
     holder.query("COMMIT").await;
     for client in &mut clients {
+        let answer = client.answer().await;
+        assert_eq!((answer.error, answer.rows.len()), (None, 1));
+        client.send(rest).await;
         let answer = client.answer().await;
         assert_eq!((answer.error, answer.rows.len()), (None, 1));
     }

@@ -16,7 +16,7 @@ const HEAD: &str = "# Chaos
 
 Written by `make chaos`, which runs these parts one by one (`ARGS=\"--only faults\"`); each section says when, where and at what
 size it was last run. `met` compares what was reached with the goal at full size; a smaller run does not meet a goal that is a
-number of times.
+number of times. Where PgBouncer has a column (`--pgbouncer PATH`), it had the same clients, at fewer faults, SIGTERMs and minutes of soak.
 ";
 
 /// One section being made.
